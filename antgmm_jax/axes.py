@@ -132,8 +132,9 @@ def _resized(config: Any, parent: Part | None, new: Mapping[str, int]) -> Any:
     for item in fields(config):
         value = getattr(config, item.name)
         if is_dataclass(value):
-            changes[item.name] = _resized(value, _part(config, item, parent), new)
-    return replace(config, **changes)
+            inner = _resized(value, _part(config, item, parent), new)
+            changes |= {} if inner is value else {item.name: inner}
+    return replace(config, **changes) if changes else config
 
 
 def to_dict(config: Any) -> dict[str, Any]:

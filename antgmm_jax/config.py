@@ -232,6 +232,11 @@ class LMMConfig:
         return self.vision.handed_on
 
     @property
+    def bridge_tokens(self) -> int:
+        """Tokens of the bridge's output for an image slot: its text positions, and what else the bridge makes of it."""
+        return self.image_tokens
+
+    @property
     def instruction(self) -> int:
         """Length of the instruction that the image side reads with each image; 0 for families that read none."""
         return 0

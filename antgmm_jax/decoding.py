@@ -14,8 +14,12 @@ from antgmm_jax.blocks.language import LanguageModel, Prefilled
 from antgmm_jax.blocks.pictures import without_pixels
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.lmm import LMM, Batch
-from antgmm_jax.parallel.sharding import platform
+from antgmm_jax.parallel.memory import device_memory
+from antgmm_jax.parallel.sharding import model_parts, platform
 from antgmm_jax.pure import Params, functional
+
+_ROOM = 0.5
+"""Part of a device's memory that the decoder and its copy may take; the rest is for other parameters and for rows."""
 
 
 class Phases(NamedTuple):
@@ -168,10 +172,21 @@ def _layers(language: LanguageModel) -> Callable[[], Sequence[Any]]:
     """Returns a function that returns the layers of the decoder, for the body of a loop over tokens."""
     # Slices from before the loop stay beside their stack: on a v5e, 264 MB beside a decoder of 283 MB. Slices in the
     # loop leave 82, and take 5 % longer by the compiler's estimate. Other compilers would copy each for every token.
-    if platform() == "tpu":
+    nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(language.decoder))) // model_parts()
+    if platform() == "tpu" or crowded(nbytes, device_memory()):
         return language.decoder.unstack
     layers = language.decoder.unstack()
     return lambda: layers
+
+
+def crowded(layers: float, memory: float) -> bool:
+    """Whether decoding has no room for a copy of the decoder's layers.
+
+    Args:
+        layers: bytes of the layers on a device.
+        memory: bytes of the device.
+    """
+    return 2 * layers > _ROOM * memory
 
 
 def _after(

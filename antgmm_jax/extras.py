@@ -12,7 +12,7 @@ EXTRAS = {
     "report": ("reports", ("matplotlib",)),
     "serve": ("servers", ("litserve", "prometheus_client")),
     "stablehlo": ("packages for JAX", ("flatbuffers",)),
-    "tasks": ("real digits, tables and photographs", ("skimage", "sklearn")),
+    "tasks": ("digits, charts, photographs and tables", ("skimage", "sklearn")),
     "tensorboard": ("metrics for TensorBoard", ("tensorboardX",)),
     "tfds": ("TFDS folders", ("importlib_resources", "tensorflow_datasets")),
     "torch": ("PyTorch checks", ("torch",)),
@@ -27,14 +27,19 @@ def require(*extras: str) -> None:
         extras: keys of `EXTRAS`.
 
     Raises:
-        AntgmmError: names the packages that are missing, what needs them, and the `pip install` that adds them.
+        AntgmmError: names the packages that are missing, what needs them, and the command that adds them.
     """
     absent = {extra: [name for name in EXTRAS[extra][1] if find_spec(name) is None] for extra in extras}
     missing = {extra: names for extra, names in absent.items() if names}
     if missing:
         purposes = _listed([EXTRAS[extra][0] for extra in missing])
         packages = _listed([name for names in missing.values() for name in names])
-        raise AntgmmError(f"{purposes} need {packages}: pip install 'antgmm-jax[{','.join(missing)}]'")
+        raise AntgmmError(f"{purposes} need {packages}: {install(*missing)}")
+
+
+def install(*extras: str) -> str:
+    """Returns the command that adds extras of pyproject.toml to the environment of `make install`."""
+    return f".venv/bin/pip install -e '.[{','.join(extras)}]' -c constraints.txt"
 
 
 def _listed(words: list[str]) -> str:

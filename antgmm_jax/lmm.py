@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from antgmm_jax.blocks.block import Gates
 from antgmm_jax.blocks.grids import image_states
-from antgmm_jax.blocks.language import Embedded, LanguageModel, Prefilled
+from antgmm_jax.blocks.language import Embedded, LanguageModel, Prefilled, padded_right
 from antgmm_jax.blocks.pictures import Images, by_row, flat
 from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.blocks.vision import VisionEncoder
@@ -106,7 +106,7 @@ class LMM(nnx.Module):
         elif "segment_ids" in batch:
             raise AntgmmError("a model with an encoder cannot read packed rows: remove `pack` and use buckets")
         else:
-            memory, seen = self.language.encode(tokens.x, valid, gates, collect)
+            memory, seen = self.language.encode(tokens.x, valid, gates, collect, **about)
             target = Embedded(self.language.embed(batch["decoder_input_ids"], gates))
             # The decoder masks no position, but collected norms must not count padding.
             counted = batch["labels"] >= 0 if "labels" in batch else None
@@ -123,10 +123,11 @@ class LMM(nnx.Module):
     def prefill(self, batch: Batch, max_new_tokens: int) -> tuple[Prefilled, Array | None]:
         """Reads a prompt; returns caches and first logits, and the encoder's token mask (None without encoder)."""
         tokens, _ = self.inputs(batch, {})
-        valid = batch["attention_mask"].astype(bool)
+        tokens, valid, lengths = padded_right(tokens, batch["attention_mask"].astype(bool))
         if not self.config.encoder_decoder:
-            return self.language.prefill(tokens, valid, None, valid.shape[1] + max_new_tokens), None
-        memory, _ = self.language.encode(tokens.x, valid, {})
+            slots = valid.shape[1] + max_new_tokens
+            return self.language.prefill(tokens, valid, None, slots, lengths=lengths), None
+        memory, _ = self.language.encode(tokens.x, valid, {}, lengths=lengths)
         start = jnp.full((valid.shape[0], 1), self.config.language.start_token)
         target = Embedded(self.language.embed(start))
         state = self.language.prefill(target, jnp.ones_like(start, bool), memory, 1 + max_new_tokens, valid)
@@ -135,10 +136,9 @@ class LMM(nnx.Module):
 
 def assemble(
     config: LMMConfig,
-    bridge: Callable[[Mapping[str, Tower], nnx.Rngs], Bridge],
+    bridge: Callable[[Mapping[str, Tower]], Bridge],
     *,
     remat: Remat,
-    rngs: nnx.Rngs,
     encoder: Callable[..., Encoder] = VisionEncoder,
     kind: type[LMM] = LMM,
 ) -> LMM:
@@ -146,16 +146,14 @@ def assemble(
 
     Args:
         config: model config.
-        bridge: (towers, rngs) -> the bridge.
+        bridge: towers -> the bridge.
         remat: what the stacks save for the backward pass.
-        rngs: random keys of the parameters.
-        encoder: (vision config, tower, remat=, rngs=) -> the image encoder.
+        encoder: (vision config, tower, remat=) -> the image encoder.
         kind: class of the model.
 
     Returns:
         The module.
     """
     stacks = towers(config)
-    vision = encoder(config.vision, stacks["vision"], remat=remat, rngs=rngs)
-    bridge_module = bridge(stacks, rngs)
-    return kind(config, vision, bridge_module, LanguageModel(config.language, stacks, remat=remat, rngs=rngs))
+    vision = encoder(config.vision, stacks["vision"], remat=remat)
+    return kind(config, vision, bridge(stacks), LanguageModel(config.language, stacks, remat=remat))

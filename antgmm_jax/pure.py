@@ -10,6 +10,7 @@ from flax import nnx
 
 from antgmm_jax.axes import sizes
 from antgmm_jax.blocks import low_rank
+from antgmm_jax.blocks.parameters import drawn
 from antgmm_jax.blocks.pictures import Images, by_row
 from antgmm_jax.config import LMMConfig, Remat
 from antgmm_jax.errors import AntgmmError
@@ -35,6 +36,7 @@ class Functional(NamedTuple):
         head: (params, hidden [..., D], gates=None) -> logits [..., V].
         features: (params, images) -> `vision_features` [B, M, N, D], which a batch may hold instead of images.
         vision: (params, images) -> states of the image encoder [B * M, N, D], and the features computed from them.
+        shapes: tree like the parameters; each leaf is a float32 `jax.ShapeDtypeStruct`.
         axes: tree like the parameters; each leaf is the tuple of its axis names.
         over: tree like the parameters; for a linear kernel, the name of the token sequence that passes through it (a
             tower, or a key of `LMMConfig.tokens`), from which FLOPs are counted; "" for other parameters.
@@ -46,6 +48,7 @@ class Functional(NamedTuple):
     head: Callable[..., jax.Array]
     features: Callable[..., jax.Array]
     vision: Callable[..., tuple[jax.Array, jax.Array]]
+    shapes: Params
     axes: Any
     over: Any
     graph: Any
@@ -72,8 +75,7 @@ def functional(config: LMMConfig, remat: Remat | str = "dots") -> Functional:
 
 @lru_cache(maxsize=64)
 def _functional(config: LMMConfig, remat: Remat) -> Functional:
-    build = family(config).build
-    graph, state = nnx.split(nnx.eval_shape(lambda: build(config, remat=remat, rngs=nnx.Rngs(0))))
+    graph, state = nnx.split(family(config).build(config, remat=remat))
     axes, over = (_map_variables(lambda v, name=name: v.get_metadata()[name], state) for name in ("axes", "over"))
 
     def model(params: Params) -> LMM:
@@ -92,7 +94,7 @@ def _functional(config: LMMConfig, remat: Remat) -> Functional:
         return jax.tree.map(one, params, axes, is_leaf=adapted) if sharding.splits_widths() else params
 
     def init(key: jax.Array) -> Params:
-        return sharding.place_tree(nnx.to_pure_dict(nnx.state(build(config, remat=remat, rngs=nnx.Rngs(key)))), axes)
+        return sharding.place_tree(nnx.to_pure_dict(drawn(state, key)), axes)
 
     def apply(params: Params, batch, gates: Mapping[str, Any] | None = None, *, collect=()):
         return model(gathered(params))(_arrays(batch), _arrays(gates or {}), collect)
@@ -108,7 +110,7 @@ def _functional(config: LMMConfig, remat: Remat) -> Functional:
         states, _ = whole.vision(images, {})
         return states, by_row(whole.bridged(states, images, {})[0], images)
 
-    return Functional(jax.jit(init), apply, head, features, vision, axes, over, graph)
+    return Functional(jax.jit(init), apply, head, features, vision, nnx.to_pure_dict(state), axes, over, graph)
 
 
 def _arrays(tree: Any) -> Any:
@@ -127,8 +129,7 @@ def is_axes(leaf: Any) -> bool:
 
 def abstract(config: LMMConfig, dtype=jnp.float32) -> Params:
     """Shapes and dtypes of the parameters, without allocating them."""
-    shapes = jax.eval_shape(lambda: functional(config).init(jax.random.key(0)))
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), shapes)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), functional(config).shapes)
 
 
 @lru_cache(maxsize=64)

@@ -3,6 +3,7 @@
 Such a file is an Arrow stream, which pyarrow reads alone: `datasets` itself would add pandas and an HTTP client.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from os.path import exists
 from pathlib import Path
@@ -21,7 +22,7 @@ from data.limits import BadRow, check_sample, quoted
 from data.rows import ALIASES, TRL, columns, image_names
 
 _NAMES = (*ALIASES["image"], *PATHS)
-_UNREADABLE = (pyarrow.ArrowException, ValueError, OverflowError, SystemError)
+_UNREADABLE = (pyarrow.ArrowException, ValueError, OverflowError, SystemError, RecursionError)
 _ITEM_BYTES = 64
 """Memory of an item of a list, beside its text or bytes."""
 
@@ -88,7 +89,7 @@ def one_row(table: pyarrow.Table | pyarrow.RecordBatch, place: int, sizes: np.nd
     """
     try:
         check_sample(sizes[place : place + 1])
-        return table.slice(place, 1).to_pylist()[0]
+        return _objects(table.slice(place, 1))[0]
     except BadRow as reason:
         return reason
     except _UNREADABLE as error:
@@ -100,9 +101,36 @@ def all_rows(batch: pyarrow.RecordBatch) -> Iterable[Any]:
     sizes = row_bytes(batch)
     try:
         check_sample([sizes.sum()])
-        return batch.to_pylist()
+        return _objects(batch)
     except (BadRow, *_UNREADABLE):
         return (one_row(batch, place, sizes) for place in range(len(batch)))
+
+
+def _objects(table: pyarrow.Table | pyarrow.RecordBatch) -> list[dict[str, Any]]:
+    """Rows as Python objects. Columns of JSON, in which `datasets` stores values of mixed types, are parsed."""
+    kinds = {field.name: field.type for field in table.schema if _holds_json(field.type)}
+    rows = table.to_pylist()
+    return [{**row, **{name: _parsed(row[name], kind) for name, kind in kinds.items()}} for row in rows]
+
+
+def _holds_json(kind: pyarrow.DataType) -> bool:
+    """Whether values of a type are JSON, or hold it at any depth."""
+    return isinstance(kind, pyarrow.JsonType) or any(_holds_json(field.type) for field in _fields(kind))
+
+
+def _fields(kind: pyarrow.DataType) -> list[pyarrow.Field]:
+    return [kind.field(place) for place in range(kind.num_fields)]
+
+
+def _parsed(value: Any, kind: pyarrow.DataType) -> Any:
+    """A value with its JSON parsed; maps hold none that rows use."""
+    if value is None or not _holds_json(kind) or pyarrow.types.is_map(kind):
+        return value
+    if isinstance(kind, pyarrow.JsonType):
+        return json.loads(value)
+    if pyarrow.types.is_struct(kind):
+        return {field.name: _parsed(value[field.name], field.type) for field in _fields(kind)}
+    return [_parsed(one, kind.value_type) for one in value]
 
 
 def row_bytes(table: pyarrow.Table | pyarrow.RecordBatch) -> np.ndarray:
@@ -119,6 +147,8 @@ def value_bytes(array: pyarrow.Array | pyarrow.ChunkedArray) -> np.ndarray:
     kind, types = array.type, pyarrow.types
     if isinstance(array, pyarrow.ChunkedArray):
         return np.concatenate([np.zeros(0, np.int64), *map(value_bytes, array.chunks)])
+    if isinstance(array, pyarrow.ExtensionArray):
+        return value_bytes(array.storage)
     if types.is_dictionary(kind):
         return _shared_bytes(array)
     if types.is_struct(kind):
@@ -179,8 +209,10 @@ def named_images(schema: pyarrow.Schema) -> list[str]:
         if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
             return names(kind.value_type, name)
         if pyarrow.types.is_struct(kind):
-            fields = [kind.field(place) for place in range(kind.num_fields)]
+            fields = _fields(kind)
             return all(field.name != "bytes" for field in fields) and any(names(f.type, f.name) for f in fields)
+        if isinstance(kind, pyarrow.JsonType):
+            return True
         return name in _NAMES and (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind))
 
     return [

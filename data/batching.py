@@ -58,8 +58,9 @@ class Plan(Sequence[np.ndarray]):
 
     def _make(self, epoch: int) -> np.ndarray:
         rng = np.random.Generator(np.random.PCG64([self.seed, epoch]))
-        rows = rng.permutation(len(self.groups)).astype(np.int32)  # half the memory of int64
-        # Full batches of one group each; leftover rows are mixed, and the last few are dropped in this epoch.
+        # Rows that this epoch leaves out are drawn before they are grouped: else they would be those of small groups.
+        rows = rng.permutation(len(self.groups))[: self.per_epoch * self.size].astype(np.int32)  # half of int64
+        # Full batches of one group each; leftover rows are mixed.
         full, rest = [], []
         for group in np.unique(self.groups):
             inside = rows[self.groups[rows] == group]
@@ -67,7 +68,7 @@ class Plan(Sequence[np.ndarray]):
             full.append(inside[:cut])
             rest.append(inside[cut:])
         rest = rng.permutation(np.concatenate(rest))
-        batches = np.concatenate([*full, rest])[: self.per_epoch * self.size].reshape(self.per_epoch, self.size)
+        batches = np.concatenate([*full, rest]).reshape(self.per_epoch, self.size)
         return rng.permutation(batches)
 
 

@@ -16,7 +16,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import folders
 from antgmm_jax.io.books import write_book
 from antgmm_jax.io.shards import Writer
-from data.encoding import Encoder, TooLong, refuse
+from data.encoding import Encoder, LongRow, TooLong, refuse
 from data.image_writer import ImageWriter
 from data.index import COLUMNS, read_arrays
 from data.limits import BadRow, short
@@ -207,8 +207,8 @@ class _Build:
         """Encodes the records. Raises AntgmmError if some are invalid."""
         threads = 1 if self._source.drawn else self._threads
         rows = read_all(self._source, self._encoded, progress, threads=threads, first=self._done.rows)
-        for row, (record, special, arrays) in rows:
-            self._add(short(record.id) or f"record {row + 1}", record, special, arrays)
+        for row, (record, special, long, arrays) in rows:
+            self._add(short(record.id) or f"record {row + 1}", record, special, long, arrays)
             if (row + 1) % PART == 0 and self._count and not self._special and not self._refused:
                 self._write_part(row + 1)
         self._encoder.check_text(self._texts)
@@ -222,16 +222,28 @@ class _Build:
         """Whether a record is too long, and such records are errors."""
         return bool(self._long) and not self._source.drops_long
 
-    def _encoded(self, record: Record) -> tuple[Record, list[tuple[str, str]], Arrays]:
+    def _encoded(self, record: Record) -> tuple[Record, list[tuple[str, str]], list[TooLong], Arrays]:
+        """The record, its parts with special tokens, those that are too long, and its arrays, empty if it is not read.
+
+        Raises:
+            BadRow: the record is invalid.
+        """
         special = self._encoder.special_parts(record)
         # Without its images, to save memory while it waits.
         light = Record(**{**vars(record), "images": (), "cells": None})
-        return light, special, {} if special else self._encoder(record)
+        if special:
+            return light, special, [], {}
+        try:
+            arrays = self._encoder(record)
+        except LongRow as error:
+            return light, [], [error.part], {}
+        return light, [], self._encoder.too_long(arrays), arrays
 
-    def _add(self, label: str, record: Record, special: list[tuple[str, str]], arrays: Arrays) -> None:
+    def _add(
+        self, label: str, record: Record, special: list[tuple[str, str]], too_long: list[TooLong], arrays: Arrays
+    ) -> None:
         self._texts |= bool(record.text)
         self._special += [(label, part) for part in special]
-        too_long = [] if special else self._encoder.too_long(arrays)
         self._long += [(label, part) for part in too_long]
         self._kept.append(not (special or too_long))
         if self._special or too_long or self._refused:

@@ -15,6 +15,11 @@ from data.record import Arrays, Turn
 
 _QUESTION, _ANSWER = "question", "answer"
 """Words of the conversation that shows how a template writes an answer."""
+_SPACE = "\u0120"
+"""Form of a space in tokens of bytes, as GPT-2 and OPT have them; without a space, the same word is another token."""
+
+_LIST = "{'type':"
+"""What a template that expects a text writes of a list of parts."""
 
 
 class _Style(NamedTuple):
@@ -59,9 +64,10 @@ class ChatEncoder:
 
     Attributes:
         end: token that ends an answer: what the chat template writes, else the end token of the tokenizer.
+        opening: words that the chat template writes before an answer, such as the end of an empty thought.
 
     Raises:
-        AntgmmError: the chat template refuses a question with its answer.
+        AntgmmError: the chat template refuses a question with its answer, leaves the answer out, or writes lists.
     """
 
     def __init__(self, inputs: Inputs, config: LMMConfig):
@@ -71,7 +77,7 @@ class ChatEncoder:
         special = (key for key, token in self._tokenizer.added_tokens_decoder.items() if token.special)
         self._special = {*self._tokenizer.all_special_ids, *special}
         self._style = self._seen() if inputs.processor.chat_template else self._plain()
-        self.end = self._style.end
+        self.end, self.opening = self._style.end, self._style.before.strip()
 
     def __call__(self, turns: Sequence[Turn], answer: str, images: Sequence[np.ndarray]) -> Arrays:
         """Encodes a conversation.
@@ -104,13 +110,22 @@ class ChatEncoder:
             raise AntgmmError(self._style.fault)
 
     def _plain(self) -> _Style:
+        """The style without a chat template. Where words begin with a space in their tokens, so does an answer."""
+        bare, spaced = (self._tokenizer.tokenize(text)[0] for text in ("a", " a"))
+        begins = spaced.startswith(_SPACE) and not bare.startswith(_SPACE)
+        before = " " if begins and not self._inputs.encoder_decoder else ""
         fault = "conversations of several turns need a chat template, and this model has none: write a row per question"
-        return _Style("", "", self._tokenizer.eos_token_id, fault)
+        return _Style(before, "", self._tokenizer.eos_token_id, fault)
 
     def _seen(self) -> _Style:
         """Renders a question with its answer to see how the template writes answers."""
         question, answer = (messages([turn]) for turn in (Turn("user", (_QUESTION,)), Turn("assistant", (_ANSWER,))))
         text, whole = self._inputs.chat(question), self._inputs.chat([*question, *answer])
+        if _LIST in whole:
+            raise AntgmmError(
+                f"the chat template reads texts where a conversation has lists of parts: it writes {whole!r}; correct"
+                " chat_template.jinja"
+            )
         place = whole.rfind(_ANSWER)
         if place < 0:
             raise AntgmmError(f"the chat template leaves out answers: it writes {whole!r}; correct chat_template.jinja")
@@ -146,7 +161,8 @@ class ChatEncoder:
             span = tokens.between(len(text), len(text) + len(written))
             ids = None if span is None else tokens.ids[span.start : span.stop]
         if ids is None:  # the first token would begin in the prompt, but a served prompt ends before the answer
-            ids = self._tokens(answer + style.after).ids
+            before = style.before if style.fault and not text[-1:].isspace() else ""
+            ids = self._tokens(before + answer + style.after).ids
         return np.array(ids if style.after else [*ids, self.end], np.int32)
 
     def _earlier(self, turns: Sequence[Turn], text: str, prompt: Int[np.ndarray, " T"]) -> Int[np.ndarray, " E"]:

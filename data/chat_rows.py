@@ -1,6 +1,7 @@
 """Parsing of conversations: chat `messages` (role, content), ShareGPT `conversations` (from, value), and pairs."""
 
 import base64
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -16,8 +17,12 @@ _ROLES = {**{role: role for role in ROLES}, "human": "user", "gpt": "assistant"}
 """Names of roles in rows -> role."""
 PLACE = "<image>"
 """Place of an image in a turn that is a string."""
+_TAGGED = re.compile(r"<img>.+?</img>")
+"""A picture that a text names, as some data sets write it."""
 PATHS = ("image", "path", "url", "image_url")
 """Names of the field with the file of an image part."""
+_SIZES = ("min_pixels", "max_pixels", "resized_height", "resized_width")
+"""Fields of an image part with a size of its own, which some trainers read."""
 _LONGEST = 4096
 """Characters of a path."""
 Image = str | bytes
@@ -61,7 +66,8 @@ def parse_chat(value: Any, name: str, images: Sequence[Image]) -> Chat:
     value = _unpaired(by_turn(value))
     if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value) or not value:
         raise BadRow(f"{name} is not a list of turns")
-    turns = [_turn(turn, f"{name}[{place}]") for place, turn in enumerate(value) if not _is_blank(turn)]
+    pictured = bool(images)
+    turns = [_turn(turn, f"{name}[{place}]", pictured) for place, turn in enumerate(value) if not _is_blank(turn)]
     if not turns:
         raise BadRow(f"{name} is not a list of turns")
     _check_order([role for role, _ in turns], name)
@@ -95,8 +101,22 @@ def _unpaired(value: Any) -> Any:
 
 def _is_blank(turn: Mapping) -> bool:
     """Whether a turn is a system prompt without a text, which some data sets write into every row."""
+    return role_of(turn) == "system" and all(isinstance(text, str) and not text.strip() for text in _texts(turn))
+
+
+def own_system(turns: Sequence[Any]) -> str | None:
+    """Returns the system prompt with which raw turns begin; None if they begin with none, or with a blank one."""
+    first = turns[0] if turns else None
+    if not isinstance(first, Mapping) or role_of(first) != "system" or _is_blank(first):
+        return None
+    return "".join(map(str, _texts(first))).strip()
+
+
+def _texts(turn: Mapping) -> list[Any]:
+    """What a turn has in place of texts, one per part, at least one."""
     content = _content(turn)
-    return role_of(turn) == "system" and isinstance(content, str) and not content.strip()
+    parts = content if isinstance(content, list) and content else [content]
+    return [part.get("text") if isinstance(part, Mapping) else part for part in parts]
 
 
 def role_of(turn: Mapping) -> Any:
@@ -108,19 +128,25 @@ def _content(turn: Mapping) -> Any:
     return turn.get("content") if turn.get("value") is None else turn["value"]
 
 
-def _turn(raw: Mapping, where: str) -> tuple[str, list[_Part]]:
-    """Role and parts of a turn."""
+def _turn(raw: Mapping, where: str, pictured: bool) -> tuple[str, list[_Part]]:
+    """Role and parts of a turn. In rows without pictures (`pictured`), answers may write about tags."""
     given = role_of(raw)
     if not isinstance(given, str) or given not in _ROLES:
         raise BadRow(f"{where} has role {quoted(given)}: only system, user (human) and assistant (gpt) are supported")
     role, content = _ROLES[given], _content(raw)
+    if role == "assistant" and (raw.get("weight") == 0 or raw.get("loss") is False):
+        raise BadRow(
+            f"{where} is an answer that is not to be learnt: end the row before it, or write it into a question"
+        )
+    if raw.get("tool_calls"):
+        raise BadRow(f"{where} calls tools, which is not supported: write the call into its content, or remove the row")
     if isinstance(content, str):
-        parts = _split(content.strip())
+        parts = _split(content.strip(), where) if role == "user" or pictured else [content]
     elif isinstance(content, list):
         parts = [each for part in content for each in _parts(part, where)]
     else:
         raise BadRow(f"{where} has {type(content).__name__} content: write a text or a list of parts")
-    if role != "user" and any(not isinstance(part, str) for part in parts):
+    if role != "user" and not all(isinstance(part, str) for part in parts):
         raise BadRow(f"{where} is a turn of the {role} with an image: only user turns may have images")
     if role != "user":  # templates read the first part of such a turn alone
         parts = ["".join(part for part in parts if isinstance(part, str)).strip()]
@@ -130,10 +156,12 @@ def _turn(raw: Mapping, where: str) -> tuple[str, list[_Part]]:
     return role, parts
 
 
-def _split(text: str) -> list[_Part]:
+def _split(text: str, where: str) -> list[_Part]:
     """Splits a string at its places of images; a line break separates a place from the text."""
     if "<video>" in text:
-        raise BadRow("contains <video>: video is not supported, use images")
+        raise BadRow(f"{where} contains <video>: video is not supported, use images")
+    if named := _TAGGED.search(text):
+        raise BadRow(f"{where} names a picture as {quoted(named[0])}: write {PLACE}, and the file into images")
     first, *rest = text.split(PLACE)
     parts: list[_Part] = [first]
     for after in rest:
@@ -149,12 +177,12 @@ def _split(text: str) -> list[_Part]:
 def _parts(part: Any, where: str) -> list[_Part]:
     """What one part of a list holds: an image, or a text, which may have places of images itself."""
     if isinstance(part, str):
-        return _split(part)
+        return _split(part, where)
     if not isinstance(part, Mapping):
         raise BadRow(f"{where} has a part that is a {type(part).__name__}, not an object with a type")
     kind = part.get("type") or next((name for name in ("text", "image", "video") if part.get(name)), None)
     if kind == "text" and isinstance(part.get("text"), str):
-        return _split(part["text"])
+        return _split(part["text"], where)
     if kind in ("image", "image_url"):
         return [(own_image(part),)]
     if kind == "text":
@@ -165,6 +193,8 @@ def _parts(part: Any, where: str) -> list[_Part]:
 
 def own_image(part: Mapping) -> Image | None:
     """Returns the image that an image part itself holds or names; None if it is one of the row's images."""
+    if sized := [name for name in _SIZES if part.get(name)]:
+        raise BadRow(f"image has {sized[0]}: resize its file, or limit all pictures in the model's processor")
     given = next((part[name] for name in PATHS if part.get(name)), None)
     if isinstance(given, Mapping):
         given = given.get("bytes") or given.get("path") or given.get("url")

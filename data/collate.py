@@ -89,6 +89,29 @@ class Widths(NamedTuple):
         return Shape(*(each[int(np.searchsorted(each, need))] for each, need in zip(self, shape, strict=True)))
 
 
+class Alike(NamedTuple):
+    """Shapes of batches whose rows need similar numbers of image slots: one for each group, ascending."""
+
+    shapes: tuple[Shape, ...]
+
+    @classmethod
+    def of(cls, needs: Needs, apart: bool) -> "Alike":
+        """Returns the shapes for the groups of `Needs.alike`, as `widths` without buckets has them."""
+        shapes = (widths(needs.at(rows), apart).largest for rows in needs.alike())
+        return cls(tuple(sorted(shapes, key=lambda shape: shape.slots)))
+
+    def groups(self, needs: Needs) -> Int[np.ndarray, " N"]:
+        """Returns the number of the shape that each row needs."""
+        return np.searchsorted([shape.slots for shape in self.shapes], needs.slots).astype(np.int32)
+
+    def holds(self, shape: Shape) -> Shape:
+        """Returns the shape for rows that need at most `shape`: of leftover rows of several groups, a larger one."""
+        place = next(each for each in self.shapes if each.slots >= shape.slots)
+        most = Shape(*map(max, zip(*self.shapes, strict=True)))
+        text = place.text if shape.text <= place.text else most.text
+        return Shape(text, place.answer if shape.answer <= place.answer else most.answer, place.slots)
+
+
 def layout(encoder: Encoder, start: int) -> Layout:
     """Returns the token layout for an encoder's model; `start` is the first token of its decoder."""
     return Layout(encoder.inputs.encoder_decoder, encoder.pad, start)

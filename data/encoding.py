@@ -14,7 +14,7 @@ from transformers import ProcessorMixin
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import inputs
-from antgmm_jax.families.common.words import Messages
+from antgmm_jax.families.common.words import LongText, Messages
 from antgmm_jax.io.files import one_line
 from data.chat import ChatEncoder, messages
 from data.limits import BadRow, quoted, short
@@ -23,7 +23,7 @@ from data.rows import Row
 
 _OF_PROCESSORS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, MemoryError)
 """What processors raise for a row that they cannot read."""
-_FORMAT = 6
+_FORMAT = 9
 """Format version of encoded rows; increase it to invalidate caches."""
 
 _IDLE = {"is_local", "local_files_only", "model_specific_special_tokens", "model_max_length", "tokenizer_class"}
@@ -31,12 +31,23 @@ _IDLE = {"is_local", "local_files_only", "model_specific_special_tokens", "model
 
 
 class TooLong(NamedTuple):
-    """A part of a row with too many tokens: part, number of tokens, limit, and name of the setting with the limit."""
+    """A part of a row with too many tokens: part, number of tokens, limit, and name of the setting with the limit.
+
+    The name is "" for a limit of the model.
+    """
 
     part: str
     tokens: int
     limit: int
     name: str
+
+
+class LongRow(BadRow):
+    """A row that the model cannot read because of `part`, which is too long for it."""
+
+    def __init__(self, reason: str, part: TooLong):
+        super().__init__(reason)
+        self.part = part
 
 
 class Encoder:
@@ -52,6 +63,7 @@ class Encoder:
     Attributes:
         inputs: the family's `Inputs`.
         eos: token that ends an answer: what the chat template writes, else the end token of the tokenizer.
+        opening: words that the chat template writes before an answer; they are trained on, but not part of it.
         pad: padding token.
         settings: prompt template and limits.
 
@@ -75,7 +87,7 @@ class Encoder:
         self.settings = {"prompt": template, "max_length": max_length, "max_answer": max_answer}
         self._about = f"{_FORMAT} {config.family} {config.image_token} {config.vision.image} {config.image_tokens}"
         self._chat = ChatEncoder(self.inputs, config)
-        self.eos, self.pad = self._chat.end, self._words.pad_token_id
+        self.eos, self.pad, self.opening = self._chat.end, self._words.pad_token_id, self._chat.opening
         self._vocab = config.language.vocab
         self._token, picture = config.image_token, self._words.convert_ids_to_tokens(config.image_token)
         self._special = special_tokens(self._words, config.image_token)
@@ -96,7 +108,7 @@ class Encoder:
             of a conversation of several turns `earlier` int32 [E], places in the prompt of the earlier answers' tokens.
 
         Raises:
-            BadRow: the model cannot read the record.
+            BadRow: the model cannot read the record; `LongRow` if a part is too long for the model itself.
             AntgmmError: the model cannot be trained on conversations of several turns.
         """
         turns = turns_of(record, self._template)
@@ -106,6 +118,8 @@ class Encoder:
             raise AntgmmError(f"{short(record.id)}: {error}") from error
         try:
             row = self._chat(turns, record.answer, record.images)
+        except LongText as error:
+            raise LongRow(str(error), TooLong(error.part, error.tokens, error.limit, "")) from error
         except AntgmmError as error:
             raise BadRow(str(error)) from error
         except _OF_PROCESSORS as error:
@@ -126,7 +140,15 @@ class Encoder:
         return {**row, "latents": {name: np.int32(value) for name, value in record.latents.items()}, **more}
 
     def _check_answers(self, row: Arrays, record: Record) -> None:
-        """Raises BadRow if a part of an answer becomes the unknown token: it is left out when answers are decoded."""
+        """Raises BadRow if the last answer contains the token that ends it, or a part of an answer becomes unknown.
+
+        The unknown token is left out when answers are decoded.
+        """
+        if self.eos in row["answer"][:-1]:
+            raise BadRow(
+                f"the answer {quoted(record.answer)} contains {self._words.decode([self.eos])!r}, with which the model"
+                " ends answers: write it without"
+            )
         unknown = self._words.unk_token_id
         if unknown is None or unknown in (self.eos, self.pad):
             return
@@ -195,14 +217,18 @@ def _content(path: Path) -> bytes:
 def special_tokens(tokenizer: Any, image_token: int) -> re.Pattern[str]:
     """Returns a pattern of the image token and all special tokens, which texts of rows and requests must not contain.
 
+    An end token that is an ordinary token, such as a line break, may stand in them.
+
     Args:
         tokenizer: the tokenizer.
         image_token: id of the image token.
     """
     picture = tokenizer.convert_ids_to_tokens(image_token)
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    known = tokenizer.added_tokens_decoder.values()
+    added = {token.content for token in known if token.special}
+    ordinary = {"", tokenizer.eos_token} - {token.content for token in known}
     # Longer ones first, as one may begin with another.
-    tokens = sorted({picture, *tokenizer.all_special_tokens, *added} - {""}, key=len, reverse=True)
+    tokens = sorted({picture, *tokenizer.all_special_tokens, *added} - ordinary, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, tokens)) or "(?!)")
 
 
@@ -221,8 +247,9 @@ def refuse(special: Sequence[tuple[str, tuple[str, str]]], long: Sequence[tuple[
         lines = (f"{row}: {part} contains {token}" for row, (part, token) in special)
         raise AntgmmError("rows contain special tokens of the tokenizer; remove them", *lines)
     if long:
-        rows, names = len({row for row, _ in long}), _joined(part.name for _, part in long)
-        head = f"{rows} of {count} rows are too long; shorten or remove them, or raise {names}"
+        rows, names = len({row for row, _ in long}), _joined(part.name for _, part in long if part.name)
+        remedy = f"shorten or remove them, or raise {names}" if names else "shorten or remove them"
+        head = f"{rows} of {count} rows are too long; {remedy}"
         lines = (f"{row}: {part.part} of {part.tokens} tokens, at most {part.limit}" for row, part in long)
         raise AntgmmError(head, *lines)
 
@@ -231,14 +258,16 @@ def _joined(names: Iterable[str]) -> str:
     return " and ".join(dict.fromkeys(names))
 
 
-def decode(processor: ProcessorMixin, tokens: np.ndarray) -> list[str]:
+def decode(processor: ProcessorMixin, tokens: np.ndarray, opening: str = "") -> list[str]:
     """Decodes generated token ids, without special tokens.
 
     Args:
         processor: processor of the model.
         tokens: int32 [N, T].
+        opening: words before each answer that are left out, `Encoder.opening`.
 
     Returns:
         One answer per row.
     """
-    return [line.strip() for line in processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+    lines = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    return [line.strip().removeprefix(opening).strip() for line in lines]

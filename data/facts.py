@@ -131,7 +131,10 @@ def facts_loss(
     def loss(trained: Params, batch: Mapping[str, jax.Array]):
         model = optax.tree.cast({**trained["model"], "language": language}, dtype)
         states, tokens = (x.astype(jnp.float32) for x in vision(model, batch["images"]))
-        read = tokens[:, 0] if _has_stack(config) else jnp.repeat(tokens[:, 0].mean(1, keepdims=True), len(facts), 1)
+        # The means over the slots of a row; without layers in the bridge, no token gathers a fact.
+        valid = batch["images"]["valid"].astype(jnp.float32)[:, :, None, None]
+        read = (tokens * valid).sum(axis=1) / jnp.maximum(valid.sum(axis=1), 1.0)
+        read = read if _has_stack(config) else jnp.repeat(read.mean(axis=1, keepdims=True), len(facts), axis=1)
         losses, accuracies = [], []
         for i, name in enumerate(facts):
             head = trained["facts"][name]

@@ -1,7 +1,10 @@
 """Creation of training batches: reads rows, and shifts their images or replaces them by cached features."""
 
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from functools import partial
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -9,6 +12,8 @@ from jaxtyping import Float
 from data.collate import Layout, Shape, pictures, prompts, text
 from data.record import Arrays
 from data.shifting import drawn, shifted, shifted_squares
+
+Result = TypeVar("Result")
 
 
 @runtime_checkable
@@ -111,6 +116,7 @@ def batch(
     seen: ImageOptions = UNCHANGED,
     choices: np.ndarray | None = None,
     prompt: int = 0,
+    threads: int = 1,
 ) -> Arrays:
     """Creates a training batch with one sample per row.
 
@@ -122,6 +128,7 @@ def batch(
         seen: image options.
         choices: random choices of the rows, from `ImageOptions.choices`.
         prompt: columns of prompts for generation, which are added under `prompt/`; 0 for none.
+        threads: number of threads that read the images.
 
     Returns:
         The arrays of `data.collate.text`, `images`, `index` int32 [B], and `vision_features` [B, M, N, D] if there are
@@ -129,12 +136,28 @@ def batch(
     """
     choices = np.zeros((len(index), 2), int) if choices is None else choices
     tokens = [rows.tokens(int(row)) for row in index]
-    each = zip(index, tokens, choices, strict=True)
-    trees = [seen.images(rows, int(row), row_tokens, choice) for row, row_tokens, choice in each]
+    trees = in_threads(partial(seen.images, rows), threads, index.tolist(), tokens, choices)
     out = {**text(tokens, layout, shape), **placed([[tree] for tree in trees], shape.slots)}
     if prompt:
         out |= {f"prompt/{name}": value for name, value in prompts(tokens, layout, prompt).items()}
     return {**out, "index": index.astype(np.int32)}
+
+
+def in_threads(read: Callable[..., Result], threads: int, *arguments: Iterable[Any]) -> list[Result]:
+    """Applies a function to rows, in order; decoding a picture leaves other threads running.
+
+    Args:
+        read: the function.
+        threads: number of threads; 1 for the caller's.
+        arguments: one iterable per argument of the function, as of `map`.
+
+    Returns:
+        Its results.
+    """
+    if threads == 1:
+        return [*map(read, *arguments)]
+    with ThreadPoolExecutor(threads) as pool:
+        return [*pool.map(read, *arguments)]
 
 
 def placed(trees: list[list[Arrays]], slots: int) -> Arrays:

@@ -163,7 +163,11 @@ class FileSource(Source):
             head = f"{self.path}: {len(errors)} of {self._read.total} rows are invalid; {remedy}"
             raise AntgmmError(head, *lines)
         if not len(self):
-            part = f" in its split {self._split!r}: bring a file of its own for it" if self._split else ""
+            part = (
+                f" in its split {self._split!r}: name other rows for it (--test, or in the recipe)"
+                if self._split
+                else ""
+            )
             raise AntgmmError(f"{self.path} has no rows{part}")
         if len(self) < self._most:
             raise AntgmmError(f"{self.path} has {len(self)} records, but samples = {self._most}: reduce samples")
@@ -191,7 +195,8 @@ def _parsed(raw: Any) -> Row:
 def in_split(row: Row, number: int, split: str) -> bool:
     """Whether a row belongs to a part of its file: about one row in ten is held out, by a digest of its first image.
 
-    Rows of one image stay together, so that no image of the test rows is trained on.
+    Rows with the same first image stay together, so that the first image of a test row is no first image in training. A
+    further image of a row may be in both parts.
 
     Args:
         row: the row.

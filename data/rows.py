@@ -1,12 +1,13 @@
 """Parsing of rows of user files, with common alternative column names."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from data.chat_rows import PLACE, TURNS, as_file, by_turn, has_turns, own_images, parse_chat, role_of
-from data.limits import BadRow, check_text
+from data.chat_rows import PLACE, TURNS, as_file, by_turn, has_turns, own_images, own_system, parse_chat
+from data.limits import BadRow, check_text, quoted
 from data.record import Turn, prompt
 
 # The first name is ours; the others are common in other data sets.
@@ -20,6 +21,8 @@ ALIASES = {
     "slice": ("slice",),
     "latents": ("latents",),
 }
+_PICTURES = re.compile(r"(image|img|picture|photo|media)s?(_?(url|path|file|name|\d+)s?)?", re.IGNORECASE)
+"""Other names of columns with pictures, which are not read."""
 _VIDEO = ("video", "videos")
 _ANSWERS = ("completion", "multiple_choice_answer", "answers")
 """Names of the answer where no other one is there; of several answers the most frequent one counts."""
@@ -69,7 +72,7 @@ def columns(names: Iterator[str] | list[str]) -> list[str]:
     """Selects the columns of a file that rows use."""
     known = {name for group in ALIASES.values() for name in group} | {*TURNS, *_VIDEO, *_ANSWERS, *_BEFORE}
     known |= {name for group in _OPTIONS for name in group}
-    return [name for name in names if name in known]
+    return [name for name in names if name in known or _PICTURES.fullmatch(name)]
 
 
 def parse(raw: Any) -> Row:
@@ -127,9 +130,11 @@ def _as_messages(raw: Mapping) -> Mapping:
         before += [{"role": role, "content": text} for role, text in zip(("user", "assistant"), pair, strict=True)]
     for name in TURNS:
         if isinstance(turns := by_turn(rest.get(name)), list) and has_turns(rest, name):
-            own = bool(turns) and isinstance(turns[0], Mapping) and role_of(turns[0]) == "system"
+            own = own_system(turns) if system.strip() else None
+            if own not in (None, system.strip()):
+                raise BadRow(f"has a system prompt beside another one in {name}: remove one")
             # A column with the system prompt of the turns repeats it.
-            return {**rest, name: [*before[own and bool(system.strip()) :], *turns]}
+            return {**rest, name: [*before[own is not None :], *turns]}
     question = {"role": "user", "content": _needed(_asked(rest), "question")}
     last = [question, {"role": "assistant", "content": _answer(rest)}]
     used = {*ALIASES["question"], *ALIASES["answer"], *_ANSWERS, "input"}
@@ -156,6 +161,9 @@ def _chat(raw: Mapping, names: list[str]) -> Row:
         raise BadRow(f"has a text beside {names[0]}: write it into a turn, or remove it")
     images = () if fields["image"] is None else _images(fields["image"])
     chat = parse_chat(raw[names[0]], names[0], images)
+    others = [name for name in raw if _PICTURES.fullmatch(name) and name not in ALIASES["image"] and raw[name]]
+    if others and not chat.images:
+        raise BadRow(f"has no image, but {quoted(others[0])}, which is not read: rename it to images")
     question = next(turn.text for turn in reversed(chat.turns) if turn.role == "user")
     _check_options(raw, "\n".join(turn.text for turn in chat.turns))
     return Row(images=chat.images, question=question, answer=chat.answer, turns=chat.turns, **_about(fields))

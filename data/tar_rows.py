@@ -18,6 +18,8 @@ from data.limits import BadRow, check_sample, quoted, short
 from data.rows import ALIASES
 
 _DAMAGE = (tarfile.TarError, OSError, EOFError, ValueError, OverflowError)
+_WITHOUT = {*ALIASES["image"], *TURNS, "completion", "system", "history"}
+"""Fields of a sample that may have no pictures."""
 _PICTURES = tuple(f".{suffix}" for suffix in SUFFIXES)
 
 
@@ -168,7 +170,7 @@ def _sample(parts: dict[str, bytes]) -> Any:
         fields = json.loads(parts[".json"])
     except (ValueError, RecursionError) as error:
         return BadRow(f".json is not JSON: {error}")
-    if not isinstance(fields, dict) or (not pictures and (fields.get("images") == [] or {*TURNS} & {*fields})):
+    if not isinstance(fields, dict) or (not pictures and _WITHOUT & {*fields}):
         return fields
     if not pictures:
         return BadRow(f"needs an image and a .json, has {short(', '.join(sorted(parts)))}")

@@ -97,7 +97,7 @@ def adapted(functional: Functional, ranks: Ranks) -> Functional:
     def of_factors(function: Callable) -> Callable:
         return lambda params, *args, **options: function(_joined(params, LowRank), *args, **options)
 
-    maps = _maps(jax.eval_shape(lambda: functional.init(jax.random.key(0))), ranks)
+    maps = _maps(functional.shapes, ranks)
     whole = {path: dict.fromkeys("ab", ("",) * (len(layers) + 2)) for path, (layers, *_) in maps.items()}
     return functional._replace(
         apply=of_factors(functional.apply),

@@ -23,8 +23,8 @@ from distill.chunked import at_positions
 from distill.records import FORMAT, Ragged, at_answers, dtype_of, has_image_slots, lengths, record, total_bytes
 from distill.teacher import model_inputs
 
-FLUSH_EVERY = 32  # batches between points from which an interrupted build can resume; more if otherwise
-FILES = 256  # there would be more than this number of files to open
+FILES = 256
+"""Most files of a cache, about: each ends at a point from which an interrupted build can resume."""
 
 
 def cache_size(
@@ -124,7 +124,7 @@ def build_cache(
                 if new[place]:
                     writer.add(int(index[place]), content)
             done[index] = True
-        if count % max(FLUSH_EVERY, math.ceil(samples / len(index) * jax.process_count() / FILES)) == 0:
+        if count % math.ceil(samples / len(index) * jax.process_count() / FILES) == 0:
             writer.flush()
         try:
             progress(int(done.sum()), samples)
@@ -180,7 +180,8 @@ def _device(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _row_shapes(functional: Any, params: Params, like: Mapping, names: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    made = jax.eval_shape(lambda params, batch: targets(functional, params, batch, names), params, _device(like))
+    with sharding.without_mesh():  # over which one row is not split
+        made = jax.eval_shape(lambda params, batch: targets(functional, params, batch, names), params, _device(like))
     return {name: made[name].shape[1:] for name in names}  # in the order of the records
 
 

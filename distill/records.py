@@ -12,7 +12,7 @@ import numpy as np
 
 Shapes = dict[str, tuple[int, ...]]
 Ragged = Literal["answer", "text", "slots"]
-FORMAT = 2
+FORMAT = 3
 """Version of the format; increase it to have old caches built again."""
 _TEXT: dict[str, Ragged] = {"encoder": "text", "text": "text", "decoder": "answer"}
 _HEAD = np.dtype(np.int32)

@@ -44,17 +44,19 @@ def bridge_weights(functional: Any, params: Any, batches: Iterable[Mapping[str, 
     Raises:
         AntgmmError: there is no batch.
     """
-    summed, tokens, by_batch = jax.jit(token_shares(functional, params_dtype(params))), 0, []
+    summed, by_batch = jax.jit(token_shares(functional, params_dtype(params))), []
+    tokens, in_order = 0, False
     for batch in batches:
         tokens = tokens or _output_tokens(functional, params, batch)
         if tokens == 1:
             return np.ones(1, np.float32)
         by_batch.append(np.asarray(gather(summed(params, batch)), np.float32))
+        in_order = "place" in batch["images"]
     if not by_batch:
         raise AntgmmError("bridge weights need at least one calibration batch; there was none")
     # The shares of a sample have the sum 1, or 0 if its answers depend on no image. Divided by the mean over tokens,
     # their sum over samples is their average.
-    total = _of_outputs(np.sum(by_batch, axis=0), tokens)
+    total = _of_outputs(np.sum(by_batch, axis=0), tokens, in_order)
     return ((total / total.mean() if total.any() else np.ones_like(total)) + FLOOR) / (1 + FLOOR)
 
 
@@ -85,10 +87,13 @@ def _output_tokens(functional: Any, params: Any, batch: Mapping[str, Any]) -> in
     return jax.eval_shape(partial(functional.apply, collect=(OUT,)), params, batch)[OUT].shape[2]
 
 
-def _of_outputs(shares: Float[np.ndarray, " N"], tokens: int) -> Float[np.ndarray, " Q"]:
-    """Sums the shares of the patches that the bridge merges to one token: those of a square of the image."""
-    if tokens == len(shares):
-        return shares
+def _of_outputs(shares: Float[np.ndarray, " N"], tokens: int, in_order: bool) -> Float[np.ndarray, " Q"]:
+    """Sums the shares of the patches that the bridge merges to one token: those of a square of the image.
+
+    `in_order`: a slot has a place in the image, and the patches of a token stand one after another.
+    """
+    if in_order or tokens == len(shares):
+        return shares.reshape(tokens, -1).sum(axis=1)
     side = round((len(shares) / tokens) ** 0.5)
     return np.asarray(squares(jnp.asarray(shares)[None, :, None], side))[0, :, :, 0].sum(1)
 

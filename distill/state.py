@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 from antgmm_jax.parallel import sharding
 from antgmm_jax.pure import Params
 from distill.optimizer import Optimizer
-from distill.trainable import by_path, combine, is_hole, is_masked, trainable, under
+from distill.trainable import by_path, combine, is_masked, trainable, under
 
 
 class State(NamedTuple):
@@ -30,13 +30,15 @@ def init_state(params: Params, optimizer: Optimizer, *, own: bool = False) -> St
     """Creates the initial state.
 
     Args:
-        params: parameters, in the dtypes of the state.
+        params: parameters; those that are trained are cast to float32, frozen ones keep their dtypes.
         optimizer: from `make_optimizer`.
         own: whether nothing else uses the arrays. The training step donates its state, so other arrays are copied.
 
     Returns:
         The `State`.
     """
+    # In bfloat16, a step would be lost in rounding, and the mean of squares would never decay.
+    params = combine(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), trainable(params, optimizer.frozen)), params)
     if not own:
         params = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), params)
     opt_state = optimizer.transform.init(trainable(params, optimizer.frozen))
@@ -93,8 +95,11 @@ def map_moments(
         if not like_params(tree):
             return tree
         whole = trainable(change(combine(tree, params)), optimizer.frozen)
-        # Muon has separate trees of moments for linear maps and the rest: masked leaves stay masked.
-        return jax.tree.map(lambda old, new: old if is_masked(old) else new, tree, whole, is_leaf=is_hole)
+        # Muon has separate trees of moments for linear maps and the rest: masked leaves stay masked. By path, as a
+        # change may leave parameters out.
+        masked = {path for path, leaf in by_path(tree, is_masked)[0].items() if is_masked(leaf)}
+        leaves, treedef = by_path(whole)
+        return treedef.unflatten([optax.MaskedNode() if path in masked else leaf for path, leaf in leaves.items()])
 
     return jax.tree.map(changed, opt_state, is_leaf=like_params)
 

@@ -38,11 +38,12 @@ class StepConfig(OptimizerConfig):
 
     Attributes:
         batch_size: samples per optimizer step; with packing, rows.
-        accumulate: number of micro-batches per step; it must divide `batch_size`.
+        accumulate: number of micro-batches per step; it must divide `batch_size`. Steps are those of the whole batch;
+            Taylor scores are means over micro-batches.
         dtype: dtype of computation; trained parameters, moments, norms and losses stay float32. "bfloat16" is for
             accelerators: a CPU is not faster with it.
         remat: what the student's layers store for the backward pass: "none" recomputes nothing, "dots" stores matrix
-            products, "attention" the layers' inputs and what a TPU's flash kernel reads in the backward pass, "full"
+            products, "attention" the layers' inputs and what a flash kernel reads in the backward pass, "full"
             only the inputs (least memory).
     """
 

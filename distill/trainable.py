@@ -1,6 +1,6 @@
 """Parameters by path: which are trained, and which a prefix matches."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -18,16 +18,16 @@ def trainable(params: Params, frozen: tuple[str, ...]) -> Params:
 
     Args:
         params: nested dict of arrays.
-        frozen: path prefixes, parts joined by "/".
+        frozen: path prefixes, parts joined by "/". One that matches nothing has no effect, as a cut may remove all
+            parameters under it; `check_paths` finds misspelt ones.
 
     Returns:
         The tree; optax and `jax.grad` ignore None.
 
     Raises:
-        AntgmmError: a prefix matches no parameter, or all parameters are frozen.
+        AntgmmError: all parameters are frozen.
     """
     leaves, treedef = by_path(params)
-    check_prefixes("frozen", frozen, leaves)
     kept = [None if any(under(path, prefix) for prefix in frozen) else leaf for path, leaf in leaves.items()]
     if all(leaf is None for leaf in kept):
         raise AntgmmError(f"frozen {', '.join(frozen)} leaves nothing to train")
@@ -45,8 +45,10 @@ def check_paths(params: Params, frozen: tuple[str, ...], rates: Sequence[str]) -
     Raises:
         AntgmmError: a prefix matches no parameter, or all parameters are frozen.
     """
+    paths = by_path(params)[0]
+    check_prefixes("frozen", frozen, paths)
     trainable(params, frozen)
-    check_prefixes("rates of", rates, by_path(params)[0])
+    check_prefixes("rates of", rates, paths)
 
 
 def combine(trained: Params, params: Params) -> Params:
@@ -54,16 +56,17 @@ def combine(trained: Params, params: Params) -> Params:
     return jax.tree.map(lambda new, old: old if is_hole(new) else new, trained, params, is_leaf=is_hole)
 
 
-def by_path(tree: Params) -> tuple[dict[str, Any], Any]:
+def by_path(tree: Params, is_leaf: Callable[[Any], bool] | None = None) -> tuple[dict[str, Any], Any]:
     """Returns the leaves of a tree by path, and its structure.
 
     Args:
         tree: nested dict of arrays.
+        is_leaf: what is a leaf beside arrays, as in `jax.tree.map`.
 
     Returns:
         {path, parts joined by "/": leaf}, in the order of the tree, and the structure for `jax.tree.unflatten`.
     """
-    flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    flat, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
     return {"/".join(map(key_name, path)): leaf for path, leaf in flat}, treedef
 
 

@@ -4,8 +4,6 @@ In a pre-norm transformer, an orthogonal change of basis of the residual stream 
 (SliceGPT, arXiv 2401.15024). A third of the principal components hold as much variance as nearly all channels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -46,9 +44,9 @@ def principal(
         targets: width axis -> number of components to keep.
 
     Returns:
-        axis -> float32 basis [n, k] that maps the model's n channels to the student's k. Its columns are orthogonal;
-        under a LayerNorm, which subtracts the mean, they span k - 1 dimensions, and rows and columns sum to 0. They are
-        scaled so that a norm over k channels gives blocks inputs of the same scale as one over n.
+        axis -> float32 basis [n, k] that maps the model's n channels to the student's k. Its columns are orthogonal
+        under an RMSNorm; under a LayerNorm, which subtracts the mean, they span k - 1 dimensions, and rows and columns
+        sum to 0. They are scaled so that a norm over k channels gives blocks inputs of the same scale as one over n.
 
     Raises:
         AntgmmError: an axis that has no such basis, too few or too many components, or no batch.
@@ -60,13 +58,14 @@ def principal(
         if not least <= count <= present[axis]:
             raise AntgmmError(f"{axis} = {count}: choose {least} to {present[axis]} components")
     score = jax.jit(partial(second_moments, apply, config, tuple(targets)))
-    moments = mean_of(lambda batch: score(params, batch), batches)
+    sums = mean_of(lambda batch: score(params, batch), batches)
+
+    def moments(tower: Tower) -> np.ndarray:
+        tokens = max(float(sums[tower.axis("tokens")]), 1e-12)
+        return sums[tower.axis("states")].astype(np.float64) / tokens
+
     return {
-        axis: _basis(
-            np.stack([moments[tower.axis("states")] for tower in _towers(config, axis)]).astype(np.float64).sum(axis=0),
-            count,
-            centred=_centred(config, axis),
-        )
+        axis: _basis(np.sum([moments(t) for t in _towers(config, axis)], axis=0), count, centred=_centred(config, axis))
         for axis, count in targets.items()
     }
 
@@ -74,7 +73,7 @@ def principal(
 def second_moments(
     apply: Callable[..., Mapping[str, jax.Array]], config: LMMConfig, axes: tuple[str, ...], params: Any, batch: Batch
 ) -> dict[str, jax.Array]:
-    """Second moments of one batch's states, for `principal`.
+    """Sums of second moments of one batch's states, and numbers of tokens, for `principal`.
 
     Args:
         apply: as in `principal`.
@@ -84,22 +83,25 @@ def second_moments(
         batch: the batch.
 
     Returns:
-        `<tower>/states` of each tower of these widths -> float32 [D, D].
+        `<tower>/states` of each tower of these widths -> float32 [D, D], sum over tokens; `<tower>/tokens` -> float32
+        scalar, number of tokens.
     """
     users = [(tower.axis("states"), tower, _centred(config, axis)) for axis in axes for tower in _towers(config, axis)]
     out = apply(params, batch, collect=tuple(name for name, _, _ in users))
-    return {name: _second_moments(out[name], valid_tokens(tower, batch), centred=c) for name, tower, c in users}
+    sums = {}
+    for name, tower, centred in users:
+        sums[name], sums[tower.axis("tokens")] = _second_moments(out[name], valid_tokens(tower, batch), centred=centred)
+    return sums
 
 
-def _second_moments(states: jax.Array, valid: jax.Array | np.ndarray, *, centred: bool) -> jax.Array:
-    """Mean outer product [D, D] of the tokens' normed states (unit mean square)."""
+def _second_moments(states: jax.Array, valid: jax.Array | np.ndarray, *, centred: bool) -> tuple[jax.Array, jax.Array]:
+    """Sum of outer products [D, D] of the tokens' normed states (unit mean square), and number of these tokens."""
     states = states.astype(jnp.float32)
     if centred:
         states = states - jnp.mean(states, axis=-1, keepdims=True)
     unit = states * jax.lax.rsqrt(jnp.mean(jnp.square(states), axis=-1, keepdims=True) + 1e-12)
     weights = jnp.broadcast_to(valid, states.shape[1:3]).astype(jnp.float32)
-    total = states.shape[0] * jnp.maximum(weights.sum(), 1.0)
-    return jnp.einsum("lbnd,lbne,bn->de", unit, unit, weights, precision="highest") / total
+    return jnp.einsum("lbnd,lbne,bn->de", unit, unit, weights, precision="highest"), len(states) * weights.sum()
 
 
 def _basis(moments: np.ndarray, count: int, *, centred: bool) -> np.ndarray:

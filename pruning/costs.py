@@ -4,8 +4,6 @@ FLOPs count matrix products only (2 per multiply-add), as executed: attention in
 Norms, softmax and activations are ignored; at real widths they are a few percent.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Gates that close pruned units, all at once or gradually."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

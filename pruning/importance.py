@@ -1,7 +1,5 @@
 """Importance scores of units: axis -> float32 [n] (shared axis) or [L, n] (local axis); larger is more important."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
@@ -199,7 +197,12 @@ def activation(
         AntgmmError: there is no batch.
     """
     score = jax.jit(partial(activation_norms, apply, tuple(sorted(axes)), frozenset(local)))
-    return mean_of(lambda batch: score(params, batch), batches)
+    sums = mean_of(lambda batch: score(params, batch), batches)
+    return {axis: sums[axis] / np.maximum(sums[_samples(axis)], 1e-12) for axis in axes}
+
+
+def _samples(axis: str) -> str:
+    return f"{axis} samples"
 
 
 def activation_norms(
@@ -209,15 +212,22 @@ def activation_norms(
     params: Any,
     batch: Batch,
 ) -> dict[str, jax.Array]:
-    """Activation norms of one batch; arguments and result as in `activation`."""
-    norms, means = apply(params, batch, collect=axes), {}
+    """Sums of activation norms over the samples of one batch, and numbers of samples; arguments as in `activation`.
+
+    Returns:
+        axis -> float32 [n] or [L, n], sum over samples; for each axis also the number of its samples, float32 scalar.
+    """
+    norms, sums = apply(params, batch, collect=axes), {}
     for name in axes:
-        samples = norms[name]
+        samples = norms[name].astype(jnp.float32)
+        count = jnp.float32(samples.shape[-2])
         if on_image_side(name) and samples.shape[-2] == batch["images"]["valid"].size:  # one for each slot
             used = jnp.asarray(batch["images"]["valid"]).reshape((1,) * (samples.ndim - 2) + (-1, 1))
-            samples = samples * (used * (used.size / jnp.maximum(used.sum(), 1))).astype(samples.dtype)
-        means[name] = samples.mean(-2) if name in local else samples.mean(tuple(range(samples.ndim - 1)))
-    return means
+            samples, count = samples * used, used.sum(dtype=jnp.float32)
+        each = samples.sum(-2)
+        sums[name] = each if name in local else each.mean(tuple(range(each.ndim - 1)))
+        sums[_samples(name)] = count
+    return sums
 
 
 def block_influence(

@@ -1,7 +1,5 @@
 """Kept units as index sets: validation, the resulting config, composition, and merging of several runs."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any

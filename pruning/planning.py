@@ -1,7 +1,5 @@
 """Chooses the units to keep from scores and target sizes, and checks sizes against the family's constraints."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Mapping
 

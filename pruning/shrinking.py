@@ -1,7 +1,5 @@
 """Pruning of parameters: pure functions from a tree of arrays to a smaller one."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from typing import Any

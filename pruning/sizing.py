@@ -1,7 +1,5 @@
 """Search for the sizes of a model within a budget."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 

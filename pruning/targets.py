@@ -1,7 +1,5 @@
 """Target sizes of a recipe: conversion to counts, validation, and the resulting configs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from antgmm_jax.axes import sizes
@@ -46,16 +44,30 @@ def legal_above(config: LMMConfig, wanted: Mapping[str, int]) -> dict[str, int]:
     # Axes that constrain each other (T5's two depths) may be legal only together.
     if not illegal_reason(config, wanted):
         return dict(wanted)
+    order, moved = list(wanted), set()
+    while True:
+        result, without = _raised(config, {axis: wanted[axis] for axis in order})
+        if without is None:
+            return {axis: result[axis] for axis in wanted}
+        if without in moved:
+            raise AntgmmError(
+                f"{without} has no legal size of {wanted[without]} or more with {result}: use fewer segments"
+            )
+        # An axis before it has decided its size: raised first, it decides.
+        moved.add(without)
+        order = [without, *(axis for axis in order if axis != without)]
+
+
+def _raised(config: LMMConfig, wanted: Mapping[str, int]) -> tuple[dict[str, int], str | None]:
+    """Legal sizes of the axes up to one that has none, and this axis; None if all have one."""
     result: dict[str, int] = {}
     for axis, count in wanted.items():
-        candidates = (
-            n for n in range(count, sizes(config)[axis] + 1) if not illegal_reason(config, {**result, axis: n})
-        )
-        legal = next(candidates, None)
+        candidates = range(count, sizes(config)[axis] + 1)
+        legal = next((n for n in candidates if not illegal_reason(config, {**result, axis: n})), None)
         if legal is None:
-            raise AntgmmError(f"{axis} has no legal size of {count} or more with {result}: use fewer segments")
+            return result, axis
         result[axis] = legal
-    return result
+    return result, None
 
 
 def planned_configs(config: LMMConfig, wanted: Mapping[str, int]) -> list[LMMConfig]:

@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from jaxtyping import install_import_hook
 
 from tests import annotations
 
@@ -42,7 +41,7 @@ gc.freeze()
 atexit.register(gc.unfreeze)  # else the objects are reported as leaks
 gc.set_threshold(20_000)
 # Annotations, shapes and dtypes included, are checked at every call in a test.
-install_import_hook(("antgmm_jax", "pruning", "distill"), f"{annotations.__name__}.checked")
+annotations.check()
 
 
 def pytest_configure():
@@ -63,7 +62,7 @@ def pytest_collection_modifyitems(items):
 def _clear_programs():
     """Frees the compiled programs of tests before they need more memory maps than Linux allows a process (65 530)."""
     yield
-    if _MAPS.exists() and len(_MAPS.read_text().splitlines()) > 20_000:
+    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > 20_000:
         import jax
 
         jax.clear_caches()

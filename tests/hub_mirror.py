@@ -99,6 +99,8 @@ class _Handler(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.server.files[repository][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                elif line["key"] == "deletedFile":
+                    del self.server.files[repository][line["value"]["path"]]
             commit = self.server.commit(repository)
             url = f"{self.server.url}/{repository.removeprefix('models/')}/commit/{commit}"
             self._json({"commitUrl": url, "commitOid": commit, "success": True})

@@ -12,14 +12,20 @@ from antgmm_jax.blocks import blocked, flash
 from antgmm_jax.blocks import windows as within
 from antgmm_jax.blocks.packing import same_sample
 from antgmm_jax.blocks.windows import Windows
-from antgmm_jax.parallel.sharding import platform
+from antgmm_jax.parallel.sharding import place, platform
 
 
-def has_cudnn() -> bool:
-    """Whether the program is for JAX's own devices and they support cuDNN's flash attention (Ampere or newer)."""
+def widest_for_cudnn() -> int:
+    """Largest head width for which cuDNN's flash attention computes gradients on JAX's own devices; 0 if none.
+
+    None before Ampere (8.0), 256 on Hopper (9.0) and 128 on the others: the support matrix of
+    https://docs.nvidia.com/cudnn/operations/Attention. JAX before 0.11.1 brings a frontend in which gradients of masked
+    heads of 256 were wrong (https://github.com/NVIDIA/cudnn-frontend/pull/326).
+    """
     if platform() != "gpu" or "cuda" not in get_backend().platform_version:
-        return False
-    return float(jax.local_devices()[0].compute_capability) >= 8.0
+        return 0
+    capability = float(jax.local_devices()[0].compute_capability)
+    return 0 if capability < 8.0 else 256 if capability == 9.0 and jax.__version_info__ >= (0, 11, 1) else 128
 
 
 def for_flash_kernel(q: Any, k: Any, mask: Array | None, bias: Array | None, segments: Array | None) -> bool:
@@ -42,9 +48,9 @@ def attend(
 ) -> Float[Array, "B T N d"]:
     """Computes attention with a float32 softmax, by a flash kernel of the platform where it supports the case.
 
-    cuDNN supports 16-bit inputs and head widths up to 128 in steps of 8, and returns the gradient of a bias (T5 learns
-    its bias). XLA computes single queries (decoding) and a bias combined with a mask (T5's encoder): their sum
-    [B, N, T, S] would use the memory that a flash kernel saves. Long rows of segments are computed in blocks.
+    cuDNN supports 16-bit inputs and head widths in steps of 8 (`widest_for_cudnn`), and returns the gradient of a bias
+    (T5 learns its bias). XLA computes single queries (decoding), and a bias combined with a mask without `lengths`:
+    their sum [B, N, T, S] would use the memory that a flash kernel saves. Long rows of segments are computed in blocks.
 
     Args:
         q: queries.
@@ -71,8 +77,10 @@ def attend(
     if for_flash_kernel(q, k, mask, bias, segments):
         numbers = None if segments is None else (segments, segments)
         return flash.attend(q, k, v, scale=scale, causal=causal, mask=mask, segments=numbers)
-    fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[3] % 8 == 0 and q.shape[3] <= 128 and q.shape[1] > 1
-    by_cudnn = fits and (bias is None or (causal and mask is None)) and has_cudnn()
+    fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[3] % 8 == 0 and q.shape[1] > 1
+    by_cudnn = (
+        fits and (bias is None or lengths is not None or (causal and mask is None)) and q.shape[3] <= widest_for_cudnn()
+    )
     if segments is not None and bias is None and blocked.is_large(q, 2 if by_cudnn else 4 * q.shape[2]):
         seen = {"causal": causal, "segments": segments}
         if not by_cudnn:
@@ -134,18 +142,24 @@ def _cudnn(
     bias: Array | None,
     lengths: Array | None,
 ) -> Array:
-    """Attention by cuDNN. Its backward pass supports only even lengths, so odd ones get one masked position."""
+    """Attention by cuDNN. Its backward pass supports only even lengths, so odd ones get a masked position."""
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-    (batch, length), odd = q.shape[:2], (q.shape[1] % 2, k.shape[1] % 2)
+    (batch, length), keys = q.shape[:2], k.shape[1]
     more: dict[str, Any] = {}
+    odd = (length % 2, keys % 2)
+    if bias is not None or (mask is not None and lengths is None):
+        # Before cuDNN 9.26, the backward pass on Hopper may return NaN if the last block of 128 keys is half full
+        # (https://github.com/NVIDIA/cudnn-frontend/pull/628).
+        odd = (odd[0], odd[1] + 2 * ((keys + odd[1]) % 128 == 64))
     padding = ((0, 0), (0, 0), (0, odd[0]), (0, odd[1]))
     if lengths is not None or (mask is None and any(odd) and not causal):
-        queries, keys = (jnp.full((batch,), x.shape[1], jnp.int32) for x in (q, k))
-        keys = keys if lengths is None else lengths.astype(jnp.int32)
-        more = {"query_seq_lengths": keys if causal else queries, "key_value_seq_lengths": keys}
+        queries, used = (jnp.full((batch,), x.shape[1], jnp.int32) for x in (q, k))
+        if lengths is not None:
+            used = place(lengths.astype(jnp.int32), ("batch",))
+        more = {"query_seq_lengths": used if causal else queries, "key_value_seq_lengths": used}
     elif mask is not None:
         # cuDNN treats a mask as a bias and needs a row for every query.
-        mask = jnp.pad(jnp.broadcast_to(mask, (mask.shape[0], 1, length, k.shape[1])), padding)
+        mask = jnp.pad(jnp.broadcast_to(mask, (mask.shape[0], 1, length, keys)), padding)
     if bias is not None:
         bias = jnp.pad(bias.astype(q.dtype), padding)
     q, k, v = (jnp.pad(x, ((0, 0), (0, n), (0, 0), (0, 0))) for x, n in ((q, odd[0]), (k, odd[1]), (v, odd[1])))

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 from antgmm_jax.blocks import flash
 from antgmm_jax.blocks.attention import for_flash_kernel
 from antgmm_jax.blocks.layers import MLP, Attention, Norm, aligned
+from antgmm_jax.blocks.parameters import param
 from antgmm_jax.blocks.rope import Rope
 from antgmm_jax.blocks.windows import Windows
 from antgmm_jax.config import Tower
@@ -105,7 +106,7 @@ class LayerScale(nnx.Module):
     """A factor for each channel of what a sublayer adds to the residual stream (arXiv 2103.17239)."""
 
     def __init__(self, tower: Tower):
-        self.scale = nnx.Param(jnp.full((tower.stack.embed,), 0.1), axes=(tower.embed,), over="")
+        self.scale = param((tower.stack.embed,), (tower.embed,), mean=0.1)
 
     def __call__(self, x: Float[Array, "... D"], gate: Float[Array, " D"] | None = None) -> Float[Array, "... D"]:
         """Multiplies the channels by their factors. Gates change nothing here: the next norm reads open channels."""
@@ -116,32 +117,32 @@ class LayerScale(nnx.Module):
 class CrossAttention(nnx.Module):
     """A block's cross-attention with its norm."""
 
-    def __init__(self, tower: Tower, memory: int, *, rngs: nnx.Rngs):
-        self.norm = Norm(tower.stack, tower.embed, rngs=rngs)
-        self.attention = Attention(tower, memory=memory, rngs=rngs)
+    def __init__(self, tower: Tower, memory: int):
+        self.norm = Norm(tower.stack, tower.embed)
+        self.attention = Attention(tower, memory=memory)
 
 
-def _after(tower: Tower, rngs: nnx.Rngs) -> Norm | LayerScale | None:
+def _after(tower: Tower) -> Norm | LayerScale | None:
     """What a sublayer's output passes through before it is added to the residual stream."""
     if tower.stack.sandwich:
-        return Norm(tower.stack, tower.embed, rngs=rngs)
+        return Norm(tower.stack, tower.embed)
     return LayerScale(tower) if tower.stack.layer_scale else None
 
 
 class Block(nnx.Module):
     """Self-attention, optional cross-attention and feed-forward layer, with norms before or after each, or both."""
 
-    def __init__(self, tower: Tower, *, rngs: nnx.Rngs):
+    def __init__(self, tower: Tower):
         self.config = tower.stack
-        self.norm1 = Norm(tower.stack, tower.embed, rngs=rngs)
-        self.attention = Attention(tower, rngs=rngs)
-        self.norm2 = Norm(tower.stack, tower.embed, rngs=rngs)
+        self.norm1 = Norm(tower.stack, tower.embed)
+        self.attention = Attention(tower)
+        self.norm2 = Norm(tower.stack, tower.embed)
         reads_text = tower.stack.text_mlp > 0
-        self.mlp = MLP(tower, over=f"{tower.name}/queries" if reads_text else "", rngs=rngs)
-        self.text_norm = Norm(tower.stack, tower.embed, rngs=rngs) if reads_text else None
+        self.mlp = MLP(tower, over=f"{tower.name}/queries" if reads_text else "")
+        self.text_norm = Norm(tower.stack, tower.embed) if reads_text else None
         over = f"{tower.name}/text"
-        self.text_mlp = MLP(tower, units="text_mlp", over=over, rngs=rngs) if reads_text else None
-        self.after1, self.after2 = (_after(tower, rngs) for _ in range(2))
+        self.text_mlp = MLP(tower, units="text_mlp", over=over) if reads_text else None
+        self.after1, self.after2 = (_after(tower) for _ in range(2))
 
     def __call__(
         self,

@@ -9,7 +9,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from antgmm_jax.blocks import packing, spans
 from antgmm_jax.blocks.block import Cache, Context, Gates
-from antgmm_jax.blocks.layers import Norm, gated, linear, param
+from antgmm_jax.blocks.layers import Norm, gated, linear
+from antgmm_jax.blocks.parameters import param
 from antgmm_jax.blocks.rope import rope
 from antgmm_jax.blocks.stack import Stack, unrolled
 from antgmm_jax.blocks.tables import rows_of
@@ -31,6 +32,33 @@ class Embedded(NamedTuple):
     places: Array | None = None
     added: Array | None = None
     spans: Array | None = None
+
+
+def padded_right(tokens: Embedded, valid: Bool[Array, "B T"]) -> tuple[Embedded, Bool[Array, "B T"], Int[Array, " B"]]:
+    """Moves padding behind the tokens of each row, where flash kernels of GPUs skip it without a mask of all pairs.
+
+    Args:
+        tokens: embedded tokens of prompts.
+        valid: which positions are tokens; padding on either side.
+
+    Returns:
+        The tokens, which positions they have, and their number in each row, at least 1.
+    """
+    at = (jnp.arange(valid.shape[1])[None] + jnp.argmax(valid, axis=1)[:, None]) % valid.shape[1]
+
+    def moved(values: Array, axis: int = 1) -> Array:
+        return jnp.take_along_axis(
+            values, at.reshape((1,) * (axis - 1) + at.shape + (1,) * (values.ndim - axis - 1)), axis
+        )
+
+    x, places, added, spans = tokens
+    after = Embedded(
+        moved(x),
+        None if places is None else moved(places),
+        None if added is None else moved(added, axis=2),
+        None if spans is None else moved(spans),
+    )
+    return after, moved(valid), jnp.maximum(valid.sum(axis=1), 1)
 
 
 class Prefilled(NamedTuple):
@@ -63,21 +91,21 @@ def _embed_scale(config: LanguageConfig) -> float:
 class LanguageModel(nnx.Module):
     """Token table, stacks, final norms and head: T5 if the config has an encoder, else decoder-only."""
 
-    def __init__(self, config: LanguageConfig, towers: Mapping[str, Tower], *, remat: Remat = "dots", rngs: nnx.Rngs):
+    def __init__(self, config: LanguageConfig, towers: Mapping[str, Tower], *, remat: Remat = "dots"):
         self.config, decoder = config, config.decoder
         width = decoder.embed
-        self.tokens = param(rngs.params(), (config.vocab, width), ("vocab", "text/embed"), scale=_embed_scale(config))
+        self.tokens = param((config.vocab, width), ("vocab", "text/embed"), scale=_embed_scale(config))
         rows, names = config.learned_positions + config.first_position, ("positions", "text/embed")
         learned = config.learned_positions > 0
-        self.positions = param(rngs.params(), (rows, width), names, scale=0.02) if learned else None
+        self.positions = param((rows, width), names, scale=0.02) if learned else None
         encoder = config.encoder
-        self.encoder = None if encoder is None else Stack(towers["encoder"], remat=remat, rngs=rngs)
-        self.encoder_norm = None if encoder is None else Norm(encoder, "text/embed", rngs=rngs)
+        self.encoder = None if encoder is None else Stack(towers["encoder"], remat=remat)
+        self.encoder_norm = None if encoder is None else Norm(encoder, "text/embed")
         tower = towers["text" if encoder is None else "decoder"]
-        self.decoder = Stack(tower, memory=width, remat=remat, rngs=rngs)
-        self.norm = Norm(decoder, "text/embed", rngs=rngs)
+        self.decoder = Stack(tower, memory=width, remat=remat)
+        self.norm = Norm(decoder, "text/embed")
         axes = ("text/embed", "vocab")
-        self.out = None if config.tied else param(rngs.params(), (width, config.vocab), axes, scale=width**-0.5)
+        self.out = None if config.tied else param((width, config.vocab), axes, scale=width**-0.5)
 
     def embed(self, ids: Int[Array, "..."], gates: Gates | None = None) -> Float[Array, "... D"]:
         """Token embeddings, in some models multiplied by width ** 0.5, which counts only open channels if gated."""
@@ -101,21 +129,33 @@ class LanguageModel(nnx.Module):
         return x + rows_of(self.positions[...], "positions", order + self.config.first_position).astype(x.dtype)
 
     def head(self, hidden: Float[Array, "... D"], gates: Gates) -> Float[Array, "... V"]:
-        """Logits of final hidden states. T5 v1.0 scales them by width ** -0.5, counting only open channels if gated."""
+        """Logits of final hidden states in float32: a bfloat16 logit of 20 would be rounded to a multiple of 0.125.
+
+        T5 v1.0 scales them by width ** -0.5, counting only open channels if gated.
+        """
         if self.config.scaled_head:
             gate = gates.get("text/embed")
             width = self.config.decoder.embed if gate is None else gate.astype(jnp.float32).sum()
             factor = jnp.asarray(width, jnp.float32).astype(hidden.dtype) ** -0.5
             hidden = hidden * factor if gate is None else gated(hidden, factor)
-        return linear(hidden, self.tokens[...].T if self.out is None else self.out[...], None)
+        return linear(hidden, self.tokens[...].T if self.out is None else self.out[...], None, dtype=jnp.float32)
 
     def encode(
-        self, x: Float[Array, "B T D"], valid: Bool[Array, "B T"], gates: Gates, collect: Sequence[str] = ()
+        self,
+        x: Float[Array, "B T D"],
+        valid: Bool[Array, "B T"],
+        gates: Gates,
+        collect: Sequence[str] = (),
+        lengths: Int[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
-        """Runs T5's encoder on embedded tokens; returns normed states and the intermediates named in `collect`."""
+        """Runs T5's encoder on embedded tokens; returns normed states and the intermediates named in `collect`.
+
+        `lengths` are the numbers of tokens of rows that are padded on the right; None for any padding.
+        """
         assert self.encoder is not None and self.encoder.relative is not None and self.encoder_norm is not None
         at = jnp.arange(x.shape[1])
-        context = Context(mask=valid[:, None, None, :], bias=self.encoder.relative(at, at), valid=valid)
+        bias = self.encoder.relative(at, at)
+        context = Context(mask=valid[:, None, None, :], bias=bias, valid=valid, lengths=lengths)
         x, kept = self.encoder(x, context, gates, collect)
         return self.encoder_norm(x, gates.get("text/embed")), kept
 
@@ -208,6 +248,7 @@ class LanguageModel(nnx.Module):
         memory: Float[Array, "B M D"] | None,
         slots: int,
         memory_valid: Bool[Array, "B M"] | None = None,
+        lengths: Int[Array, " B"] | None = None,
     ) -> Prefilled:
         """Runs the decoder on its first tokens and fills a cache of `slots` positions.
 
@@ -217,6 +258,7 @@ class LanguageModel(nnx.Module):
             memory: T5's encoder states, or None.
             slots: cache length, at least T.
             memory_valid: which encoder states are tokens, or None.
+            lengths: number of tokens of each row, if they are padded on the right; None for any padding.
 
         Returns:
             Logits after the last token of each row, and the caches.
@@ -231,17 +273,18 @@ class LanguageModel(nnx.Module):
         at, mask = jnp.arange(length), valid[:, None, None, :]
         if tokens.spans is not None:
             mask = spans.visible(tokens.spans, length) & mask
-        context = self._context(mask, None, memory_valid, at, at, places)._replace(causal=tokens.spans is None)
+        context = self._context(mask, None, memory_valid, at, at, places)
+        context = context._replace(causal=tokens.spans is None, lengths=lengths if tokens.spans is None else None)
         order = places.reshape(batch, length, -1).max(axis=-1)
-        lengths = jnp.where(valid, order + 1, 0).max(axis=1)
+        after = jnp.where(valid, order + 1, 0).max(axis=1)
         context = self._with_local(context, order, order)
         x = self._placed(x, order, slots)
-        order = jnp.concatenate([order, lengths[:, None] + jnp.arange(slots - length)[None]], axis=1)
+        order = jnp.concatenate([order, after[:, None] + jnp.arange(slots - length)[None]], axis=1)
         more = () if tokens.added is None else tokens.added
         x, caches = unrolled(layers, x, context, [(empty, empty)] * len(layers), cross_caches, None, more)
         last = jnp.max(jnp.where(valid, at[None, :], 0), axis=1)
         logits = self.head(self.norm(x[jnp.arange(batch), last]), {})
-        return Prefilled(logits, caches, cross_caches, usable, order, lengths, length)
+        return Prefilled(logits, caches, cross_caches, usable, order, after, length)
 
     def step(
         self, ids: Int[Array, " B"], state: Prefilled, memory_valid: Bool[Array, "B M"] | None, layers
@@ -252,7 +295,8 @@ class LanguageModel(nnx.Module):
             ids: the token of each row.
             state: caches, with `slot` and `lengths` of this token.
             memory_valid: which encoder states are tokens, or None.
-            layers: `self.decoder.unstack()`; on TPUs inside the loop over tokens, elsewhere before it.
+            layers: `self.decoder.unstack()`; inside the loop over tokens on TPUs and where a copy has no room, else
+                before it.
 
         Returns:
             Logits of the next token, and the updated caches.

@@ -4,11 +4,14 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from antgmm_jax.blocks.attention import attend
 from antgmm_jax.blocks.low_rank import LowRank
+from antgmm_jax.blocks.parameters import param
 from antgmm_jax.blocks.rope import Rope, rotate
 from antgmm_jax.blocks.windows import Windows
 from antgmm_jax.config import StackConfig, Tower
@@ -23,33 +26,20 @@ ACTIVATIONS = {
 }
 
 
-def param(
-    key: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], *, scale: float | None, over: str = ""
-) -> nnx.Param:
-    """Creates a parameter with named axes.
+def linear(
+    x: Array, kernel: Array | LowRank, bias: Array | None, *, inputs: int = 1, dtype: DTypeLike | None = None
+) -> Array:
+    """Contracts the last `inputs` axes of x with the first ones of the kernel and adds the bias.
 
-    Args:
-        key: random key.
-        shape: one size per axis.
-        axes: one name per axis; axes with a "/" in their name can be pruned.
-        scale: standard deviation of the normal distribution; None gives zeros.
-        over: for the kernel of a linear map, the tokens that it multiplies: a tower, or a key of `LMMConfig.tokens`.
-
-    Returns:
-        A float32 `nnx.Param` with metadata `axes` and `over`.
+    The result has the dtype of x, or `dtype`: float32 keeps the sums of a 16-bit product as they are accumulated.
     """
-    value = jnp.zeros(shape) if scale is None else scale * jax.random.normal(key, shape)
-    return nnx.Param(value, axes=axes, over=over)
-
-
-def linear(x: Array, kernel: Array | LowRank, bias: Array | None, *, inputs: int = 1) -> Array:
-    """Contracts the last `inputs` axes of x with the first ones of the kernel and adds the bias."""
     rows, columns = math.prod(x.shape[x.ndim - inputs :]), kernel.shape[inputs:]
-    flat = x.reshape(-1, rows)
+    flat, dtype = x.reshape(-1, rows), jnp.dtype(x.dtype if dtype is None else dtype)
     if isinstance(kernel, LowRank):
-        y = _product(flat, kernel.kernel.reshape(rows, -1)) + _product(_product(flat, kernel.a), kernel.b)
+        y = _product(flat, kernel.kernel.reshape(rows, -1), dtype)
+        y = y + _product(_product(flat, kernel.a, flat.dtype), kernel.b, dtype)
     else:
-        y = _product(flat, kernel.reshape(rows, -1))
+        y = _product(flat, kernel.reshape(rows, -1), dtype)
     y = y.reshape(*x.shape[: x.ndim - inputs], *columns)
     return y if bias is None else plus(y, bias)
 
@@ -78,23 +68,22 @@ def repeated(parameter: Float[Array, "..."], rows: int) -> Float[Array, "rows ..
     return whole.astype(parameter.dtype)
 
 
-@jax.custom_vjp
-def _product(x: Float[Array, "n k"], kernel: Float[Array, "k m"]) -> Float[Array, "n m"]:
-    """A matrix product with a backward pass that reads its operands without transposing them in memory.
-
-    Otherwise, XLA on a CPU recomputes the activation's gradient inside the transposed copy that the kernel's gradient
-    reads: the gradient of a feed-forward layer then takes twice as long (measured).
-    """
-    return x @ kernel
+def _matmul(x: Float[Array, "n k"], kernel: Float[Array, "k m"], dtype: np.dtype) -> Float[Array, "n m"]:
+    return jnp.matmul(x, kernel, preferred_element_type=dtype)
 
 
-def _product_backward(saved, dy):
+def _matmul_backward(dtype, saved, dy):
     x, kernel = saved
-    dy = jax.lax.optimization_barrier(dy)
+    # Products of two 16-bit operands, also behind a float32 result: mixed ones run at float32's rate.
+    dy = jax.lax.optimization_barrier(dy.astype(x.dtype))
     return dy @ kernel.T, (dy.T @ jax.lax.optimization_barrier(x)).T
 
 
-_product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_backward)
+# The backward pass reads its operands without transposing them in memory. Otherwise, XLA on a CPU recomputes the
+# activation's gradient inside the transposed copy that the kernel's gradient reads: the gradient of a feed-forward
+# layer then takes twice as long (measured).
+_product = jax.custom_vjp(_matmul, nondiff_argnums=(2,))
+_product.defvjp(lambda x, kernel, dtype: (_matmul(x, kernel, dtype), (x, kernel)), _matmul_backward)
 
 
 def initial(config: StackConfig, fan_in: int) -> float:
@@ -149,7 +138,7 @@ def normed(
 
 def new_scale(config: StackConfig, size: int, axis: str) -> nnx.Param:
     """Creates the scale of a norm that is the identity on normalised states."""
-    return nnx.Param((jnp.zeros if config.norm == "rms1" else jnp.ones)((size,)), axes=(axis,), over="")
+    return param((size,), (axis,), mean=0.0 if config.norm == "rms1" else 1.0)
 
 
 def plus_one(scale: Float[Array, " D"]) -> Float[Array, " D"]:
@@ -160,10 +149,10 @@ def plus_one(scale: Float[Array, " D"]) -> Float[Array, " D"]:
 class Norm(nnx.Module):
     """The norm of a stack's width, as `normed` computes it."""
 
-    def __init__(self, config: StackConfig, axis: str, *, rngs: nnx.Rngs):
+    def __init__(self, config: StackConfig, axis: str):
         self.eps, self.rms, self.shift = config.eps, config.norm != "layer", config.norm == "rms1"
         self.scale = new_scale(config, config.embed, axis)
-        self.bias = None if self.rms else param(rngs.params(), (config.embed,), (axis,), scale=None)
+        self.bias = None if self.rms else param((config.embed,), (axis,))
 
     def __call__(self, x: Float[Array, "... D"], gate: Float[Array, " D"] | None = None) -> Float[Array, "... D"]:
         """Normalises the last axis of x over its open channels."""
@@ -188,7 +177,7 @@ class HeadNorm(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head attention with grouped queries; a gate multiplies the outputs of each key-value head."""
 
-    def __init__(self, tower: Tower, *, memory: int = 0, rngs: nnx.Rngs):
+    def __init__(self, tower: Tower, *, memory: int = 0):
         """`memory` is the width of the states that cross-attention reads; 0 for self-attention."""
         config, cross = tower.stack, memory > 0
         heads, group, width = (config.cross_heads if cross else config.heads), config.q_per_kv, config.head_dim
@@ -200,18 +189,17 @@ class Attention(nnx.Module):
         # T5 has no factor 1/sqrt(d) on the logits; the initial scale of the queries includes it.
         q_scale = initial(config, config.embed * width)
         q_axes, kv_axes = (heads_axis, "q_per_kv", "head_dim"), (heads_axis, "head_dim")
-        self.q = param(rngs.params(), (config.embed, heads, group, width), (embed, *q_axes), scale=q_scale, over=over)
+        self.q = param((config.embed, heads, group, width), (embed, *q_axes), scale=q_scale, over=over)
         keys = {"axes": (source, *kv_axes), "scale": initial(config, reads), "over": keys_over}
-        self.k = param(rngs.params(), (reads, heads, width), **keys)
-        self.v = param(rngs.params(), (reads, heads, width), **keys)
+        self.k = param((reads, heads, width), **keys)
+        self.v = param((reads, heads, width), **keys)
         o_scale = initial(config, heads * group * width)
         out_axes, size = (*q_axes, embed), (heads, group, width, config.embed)
-        self.o = param(rngs.params(), size, out_axes, scale=o_scale, over=over)
-        key = rngs.params()
-        self.q_bias = param(key, (heads, group, width), q_axes, scale=None) if config.qkv_bias else None
-        self.k_bias = param(key, (heads, width), kv_axes, scale=None) if config.qkv_bias else None
-        self.v_bias = param(key, (heads, width), kv_axes, scale=None) if config.qkv_bias else None
-        self.o_bias = param(key, (config.embed,), (embed,), scale=None) if config.out_bias else None
+        self.o = param(size, out_axes, scale=o_scale, over=over)
+        self.q_bias = param((heads, group, width), q_axes) if config.qkv_bias else None
+        self.k_bias = param((heads, width), kv_axes) if config.qkv_bias else None
+        self.v_bias = param((heads, width), kv_axes) if config.qkv_bias else None
+        self.o_bias = param((config.embed,), (embed,)) if config.out_bias else None
         self.q_norm, self.k_norm = (HeadNorm(config) if config.qk_norm else None for _ in "qk")
 
     def keys_values(self, x: Float[Array, "B S E"], positions: Rope | None = None) -> tuple[Array, Array]:
@@ -256,19 +244,19 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """Feed-forward layer, plain or gated; a gate multiplies each hidden unit."""
 
-    def __init__(self, tower: Tower, *, units: str = "mlp", over: str = "", rngs: nnx.Rngs):
+    def __init__(self, tower: Tower, *, units: str = "mlp", over: str = ""):
         """`units` is the field of the hidden units, `over` the tokens that it reads if not all of the tower's."""
         config, over = tower.stack, over or tower.name
         self.act = config.act
         embed, hidden = (config.embed, tower.embed), (getattr(config, units), tower.axis(units))
         up = ((embed[0], hidden[0]), (embed[1], hidden[1]))
-        self.up = param(rngs.params(), *up, scale=initial(config, embed[0]), over=over)
-        self.gate = param(rngs.params(), *up, scale=initial(config, embed[0]), over=over) if config.gated else None
-        self.down = param(rngs.params(), up[0][::-1], up[1][::-1], scale=initial(config, hidden[0]), over=over)
-        self.up_bias = param(rngs.params(), hidden[:1], hidden[1:], scale=None) if config.mlp_bias else None
-        self.down_bias = param(rngs.params(), embed[:1], embed[1:], scale=None) if config.mlp_bias else None
+        self.up = param(*up, scale=initial(config, embed[0]), over=over)
+        self.gate = param(*up, scale=initial(config, embed[0]), over=over) if config.gated else None
+        self.down = param(up[0][::-1], up[1][::-1], scale=initial(config, hidden[0]), over=over)
+        self.up_bias = param(hidden[:1], hidden[1:]) if config.mlp_bias else None
+        self.down_bias = param(embed[:1], embed[1:]) if config.mlp_bias else None
         biased = config.gated and config.mlp_bias
-        self.gate_bias = param(rngs.params(), hidden[:1], hidden[1:], scale=None) if biased else None
+        self.gate_bias = param(hidden[:1], hidden[1:]) if biased else None
 
     def __call__(self, x: Float[Array, "B T E"], gate: Float[Array, " M"] | None = None) -> tuple[Array, Array]:
         """Returns the output for the residual stream, and the hidden units [B, T, M] before the last map."""

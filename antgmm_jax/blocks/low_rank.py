@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float
 
 from antgmm_jax.parallel import sharding
@@ -28,6 +29,11 @@ class LowRank:
     def shape(self) -> tuple[int, ...]:
         """Shape of the kernel."""
         return self.kernel.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Dtype of the kernel."""
+        return self.kernel.dtype
 
     def __getitem__(self, index: Any) -> "LowRank":
         """Indexes the leading axes of all three arrays, as `nnx.Param` does with `[...]`."""

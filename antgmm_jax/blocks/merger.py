@@ -8,8 +8,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from antgmm_jax.blocks.block import Gates
-from antgmm_jax.blocks.layers import ACTIVATIONS, gated, linear, normed, param
+from antgmm_jax.blocks.layers import ACTIVATIONS, gated, linear, normed
 from antgmm_jax.blocks.packed import PackedConfig
+from antgmm_jax.blocks.parameters import param
 from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.config import Act, Tower
 
@@ -30,22 +31,21 @@ class Merger(nnx.Module):
         *,
         norm: tuple[str, float] | None = None,
         act: Act = "gelu",
-        rngs: nnx.Rngs,
     ):
         """`norm` is the kind and epsilon of the norm, those of the image encoder's by default."""
         (axis, size), wide = units, vision.stack.embed
         kind, self.eps = norm or (vision.stack.norm, vision.stack.eps)
         self.rms, self.joined, self.act = kind == "rms", joined, act
         shape, axes = ((inside, wide), ("merged", vision.embed)) if joined else ((wide,), (vision.embed,))
-        self.scale = nnx.Param(jnp.ones(shape), axes=axes, over="")
-        self.bias = None if self.rms else param(rngs.params(), shape, axes, scale=None)
+        self.scale = param(shape, axes, mean=1.0)
+        self.bias = None if self.rms else param(shape, axes)
         fan_in = inside * wide
         up = ("merged", vision.embed, axis)
-        self.up = param(rngs.params(), (inside, wide, size), up, scale=fan_in**-0.5, over=OUT)
-        self.up_bias = param(rngs.params(), (size,), (axis,), scale=None)
+        self.up = param((inside, wide, size), up, scale=fan_in**-0.5, over=OUT)
+        self.up_bias = param((size,), (axis,))
         narrow = (size, text.stack.embed)
-        self.down = param(rngs.params(), narrow, (axis, text.embed), scale=size**-0.5, over=OUT)
-        self.down_bias = param(rngs.params(), narrow[1:], (text.embed,), scale=None)
+        self.down = param(narrow, (axis, text.embed), scale=size**-0.5, over=OUT)
+        self.down_bias = param(narrow[1:], (text.embed,))
 
     def __call__(
         self, patches: Float[Array, "S P V"], open_width: Array | None, open_units: Array | None
@@ -64,9 +64,9 @@ class Merger(nnx.Module):
 class SquareMerger(nnx.Module):
     """The bridge: a merger over the last states of the patches of each square."""
 
-    def __init__(self, config: PackedConfig, vision: Tower, text: Tower, *, rngs: nnx.Rngs):
+    def __init__(self, config: PackedConfig, vision: Tower, text: Tower):
         self.inside = config.vision.merge**2
-        self.merger = Merger(("bridge/mlp", config.bridge.mlp), False, self.inside, vision, text, rngs=rngs)
+        self.merger = Merger(("bridge/mlp", config.bridge.mlp), False, self.inside, vision, text)
 
     def features(
         self, vision: Float[Array, "S N V"], gates: Gates, collect: Sequence[str] = ()

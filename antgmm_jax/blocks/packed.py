@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int
 from antgmm_jax.axes import part
 from antgmm_jax.blocks.block import Context, Gates
 from antgmm_jax.blocks.grids import by_window, image_of_slot, interpolated, reordered
-from antgmm_jax.blocks.layers import Norm, linear, param
+from antgmm_jax.blocks.layers import Norm, linear
+from antgmm_jax.blocks.parameters import param
 from antgmm_jax.blocks.pictures import Images, normalised
 from antgmm_jax.blocks.projector import ProjectorConfig
 from antgmm_jax.blocks.rope import axial
@@ -80,18 +81,17 @@ class PackedConfig(LMMConfig):
 class PackedEncoder(nnx.Module):
     """A vision transformer over all patches of a row; each attends to the patches of its own image or window."""
 
-    def __init__(self, config: PackedVisionConfig, tower: Tower, *, remat: Remat = "dots", rngs: nnx.Rngs):
+    def __init__(self, config: PackedVisionConfig, tower: Tower, *, remat: Remat = "dots"):
         self.config, width = config, config.stack.embed
         shape = (config.channels, config.frames, config.patch, config.patch, width)
         axes = ("channels", "frames", "patch_y", "patch_x", tower.embed)
         fan_in = config.channels * config.frames * config.patch**2
-        self.patch = param(rngs.params(), shape, axes, scale=fan_in**-0.5, over="vision/patches")
-        key, table = rngs.params(), (config.entries, width)
-        self.patch_bias = param(key, (width,), axes[-1:], scale=None) if config.patch_bias else None
-        key, learned = rngs.params(), ("positions", *axes[-1:])
-        self.positions = param(key, table, learned, scale=0.02) if config.entries else None
-        self.first_norm = Norm(config.stack, tower.embed, rngs=rngs) if config.first_norm else None
-        self.stack = Stack(tower, remat=remat, rngs=rngs)
+        self.patch = param(shape, axes, scale=fan_in**-0.5, over="vision/patches")
+        table, learned = (config.entries, width), ("positions", *axes[-1:])
+        self.patch_bias = param((width,), axes[-1:]) if config.patch_bias else None
+        self.positions = param(table, learned, scale=0.02) if config.entries else None
+        self.first_norm = Norm(config.stack, tower.embed) if config.first_norm else None
+        self.stack = Stack(tower, remat=remat)
 
     def __call__(
         self, images: Images, gates: Gates, collect: Sequence[str] = ()

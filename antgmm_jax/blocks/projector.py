@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 
 from antgmm_jax.axes import axis
 from antgmm_jax.blocks.block import Gates
-from antgmm_jax.blocks.layers import ACTIVATIONS, gated, linear, param
+from antgmm_jax.blocks.layers import ACTIVATIONS, gated, linear
+from antgmm_jax.blocks.parameters import param
 from antgmm_jax.config import Act, Tower
 
 OUT = "bridge/out"
@@ -28,14 +29,14 @@ class ProjectorConfig:
 class Projector(nnx.Module):
     """A two-layer MLP from image states to text embeddings."""
 
-    def __init__(self, config: ProjectorConfig, vision: Tower, text: Tower, *, rngs: nnx.Rngs):
+    def __init__(self, config: ProjectorConfig, vision: Tower, text: Tower):
         self.act = config.act
         wide, narrow = vision.stack.embed, text.stack.embed
         axes = (vision.embed, "bridge/mlp", text.embed)
-        self.up = param(rngs.params(), (wide, config.mlp), axes[:2], scale=wide**-0.5, over=OUT)
-        self.down = param(rngs.params(), (config.mlp, narrow), axes[1:], scale=config.mlp**-0.5, over=OUT)
-        self.up_bias = param(rngs.params(), (config.mlp,), axes[1:2], scale=None) if config.bias else None
-        self.down_bias = param(rngs.params(), (narrow,), axes[2:], scale=None) if config.bias else None
+        self.up = param((wide, config.mlp), axes[:2], scale=wide**-0.5, over=OUT)
+        self.down = param((config.mlp, narrow), axes[1:], scale=config.mlp**-0.5, over=OUT)
+        self.up_bias = param((config.mlp,), axes[1:2]) if config.bias else None
+        self.down_bias = param((narrow,), axes[2:]) if config.bias else None
 
     def features(
         self, vision: Float[Array, "S N V"], gates: Gates, collect: Sequence[str] = ()

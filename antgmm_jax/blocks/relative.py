@@ -6,14 +6,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from antgmm_jax.blocks.layers import param
+from antgmm_jax.blocks.parameters import param
 from antgmm_jax.config import Tower
 
 
 class RelativeBias(nnx.Module):
     """T5's learnt attention bias by bucketed distance (arXiv 1910.10683), one table per stack."""
 
-    def __init__(self, tower: Tower, *, rngs: nnx.Rngs):
+    def __init__(self, tower: Tower):
         config, heads_axis = tower.stack, tower.axis("heads")
         self.buckets, self.distance, self.two_sided = (
             config.relative_buckets,
@@ -21,7 +21,7 @@ class RelativeBias(nnx.Module):
             not config.causal,
         )
         scale = config.embed**-0.5
-        self.table = param(rngs.params(), (config.relative_buckets, config.heads), ("buckets", heads_axis), scale=scale)
+        self.table = param((config.relative_buckets, config.heads), ("buckets", heads_axis), scale=scale)
 
     def __call__(self, queries: Int[Array, " T"], keys: Int[Array, " S"]) -> Float[Array, "1 H T S"]:
         """Bias between query and key positions; float32, as its gradient sums over layers, rows and positions."""

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from antgmm_jax.blocks.block import Block, Cache, Context, CrossAttention, Gates
 from antgmm_jax.blocks.flash import RESIDUALS
 from antgmm_jax.blocks.low_rank import gathered
+from antgmm_jax.blocks.parameters import repeated_module
 from antgmm_jax.blocks.relative import RelativeBias
 from antgmm_jax.config import Remat, Tower
 from antgmm_jax.parallel.sharding import splits_widths
@@ -26,7 +27,7 @@ def rematerialised(function: Callable, remat: Remat) -> Callable:
     Args:
         function: the body of a scan.
         remat: "none" stores every intermediate; "dots" the matrix products (recomputing the rest costs less than
-            stacking it in a scan, also on a CPU); "attention" what a TPU's flash kernel reads in the backward pass,
+            stacking it in a scan, also on a CPU); "attention" what flash kernels read in the backward pass,
             which "dots" stores too; "full" nothing: least memory, one more forward pass.
 
     Returns:
@@ -35,10 +36,15 @@ def rematerialised(function: Callable, remat: Remat) -> Callable:
     if remat == "none" and not splits_widths():
         return function
     rules = jax.checkpoint_policies
-    attention = rules.save_only_these_names(RESIDUALS)
+    attention = rules.save_from_both_policies(rules.save_only_these_names(RESIDUALS), _by_cudnn)
     dots = rules.save_from_both_policies(rules.dots_with_no_batch_dims_saveable, attention)
     policies = {"none": _all_but_gathered, "dots": dots, "attention": attention}
     return jax.checkpoint(function, policy=policies.get(remat), prevent_cse=False)
+
+
+def _by_cudnn(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Saves what cuDNN's attention returns for its backward pass."""
+    return primitive.name == "dot_product_attention_fwd_wrapper"
 
 
 def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -68,16 +74,6 @@ def _unit_norms(units: Mapping[str, Any], name: str, valid: Array | None) -> Arr
     return sum(norms[1:], norms[0]) / len(norms)
 
 
-def repeated_module(build: Callable[..., nnx.Module], count: int, axis: str, *, rngs: nnx.Rngs) -> Any:
-    """Builds `count` modules as one, with parameters stacked on a leading axis of the given name."""
-    keys = jax.random.split(rngs.params(), count)
-    module = nnx.vmap(lambda key: build(rngs=nnx.Rngs(key)))(keys)
-    for _, leaf in nnx.iter_graph(module):
-        if isinstance(leaf, nnx.Variable):
-            leaf.set_metadata(axes=(axis, *leaf.get_metadata()["axes"]))
-    return module
-
-
 class Stack(nnx.Module):
     """Blocks with parameters stacked on a leading `layers` axis: scanned in training, unrolled in decoding.
 
@@ -85,18 +81,18 @@ class Stack(nnx.Module):
     `<tower>/cross_layers`, and the scan runs over groups of `cross_every` layers.
     """
 
-    def __init__(self, tower: Tower, *, memory: int = 0, remat: Remat = "dots", rngs: nnx.Rngs):
+    def __init__(self, tower: Tower, *, memory: int = 0, remat: Remat = "dots"):
         """`memory` is the width of the states that cross-attention reads."""
         config = tower.stack
         self.config, self.tower = config, tower.name
         self.remat: Remat = remat
         self.names = {local: tower.axis(local) for local in LOCAL}
         build = partial(Block, tower)
-        self.blocks = repeated_module(build, config.layers, tower.axis("layers"), rngs=rngs)
+        self.blocks = repeated_module(build, config.layers, tower.axis("layers"))
         axis = tower.axis("layers" if config.cross_every == 1 else "cross_layers")
         build = partial(CrossAttention, tower, memory)
-        self.cross = repeated_module(build, config.cross_layers, axis, rngs=rngs) if config.cross_heads else None
-        self.relative = RelativeBias(tower, rngs=rngs) if config.positions == "relative" else None
+        self.cross = repeated_module(build, config.cross_layers, axis) if config.cross_heads else None
+        self.relative = RelativeBias(tower) if config.positions == "relative" else None
 
     def _split_gates(self, gates: Gates) -> tuple[dict[str, Array], dict[str, Array]]:
         """Gates by local name: those with one row per layer, and those that all layers share."""
@@ -128,20 +124,6 @@ class Stack(nnx.Module):
             The residual stream, and the intermediates by name: `<tower>/states` [L + 1, B, T, D]; for an axis the norms
             of its units [L, B, units], or [B, D] for the width; with taps, `<tower>/taps` [taps, B, T, D].
         """
-        run = self._pieces(context, gates, collect)
-        extra = 0 if added is None else min(len(added), self.config.layers)
-        ends = sorted({*(tap + 1 for tap in taps), extra, self.config.layers} - {0})
-        after, rows, start = {}, [], 0
-        for end in ends:
-            x, kept = run(x, start, end, None if added is None or start >= extra else added[start:end])
-            after[end - 1], start = x, end
-            rows.append(kept)
-        named = self._named(jax.tree.map(lambda *parts: jnp.concatenate(parts), *rows), x)
-        tapped = {f"{self.tower}/taps": jnp.stack([after[tap] for tap in taps])} if taps else {}
-        return x, {**named, **tapped}
-
-    def _pieces(self, context: Context, gates: Gates, collect: Sequence[str]) -> Callable[..., tuple[Array, dict]]:
-        """Returns (x, start, end, added) -> (x after the layers [start, end), intermediates)."""
         by_layer, shared = self._split_gates(gates)
         wanted = {local for local, name in self.names.items() if name in collect and local != "layers"}
         block_graph, block_params = nnx.split(self.blocks)
@@ -149,9 +131,10 @@ class Stack(nnx.Module):
         every = self.config.cross_every if cross_params is not None else 1
         alike = context.local is None and context.windows is None
         is_local = None if alike else jnp.array(self.config.is_local)
+        numbers = jnp.arange(self.config.layers) if taps or added is not None else None
 
-        def body(x, layer, cross):
-            params, gates_here, local, more = layer
+        def body(carry, layer, cross):
+            (x, tapped), (params, gates_here, local, number) = carry, layer
             block = _layer(block_graph, params)
             cross_module = None if cross_graph is None or cross is None else _layer(cross_graph, cross)
             here = context if local is None else context.of_layer(local)
@@ -163,42 +146,44 @@ class Stack(nnx.Module):
                 kept[name] = _unit_norms(units, name, context.counted(name)) if name in units else absent
             if f"{self.tower}/states" in collect:
                 kept["states"] = x
-            return (y if more is None else y + more.astype(y.dtype)), kept
+            # Layers that add or are tapped are not scanned apart: that would copy the weights of the whole stack.
+            if added is not None:
+                more = added[jnp.minimum(number, len(added) - 1)].astype(y.dtype)
+                y = y + jnp.where(number < len(added), more, 0)
+            tapped = tuple(jnp.where(number == tap, y, states) for tap, states in zip(taps, tapped, strict=True))
+            return (y, tapped), kept
 
-        def group(x, xs):
+        def group(carry, xs):
             """One layer with cross-attention and the layers up to the next one."""
             rows = []
             for i in range(jax.tree.leaves(xs[0])[0].shape[0]):
-                x, row = body(x, jax.tree.map(lambda a, i=i: a[i], xs[0]), xs[1] if i == 0 else None)
+                carry, row = body(carry, jax.tree.map(lambda a, i=i: a[i], xs[0]), xs[1] if i == 0 else None)
                 rows.append(row)
-            return x, jax.tree.map(lambda *rows: jnp.stack(rows), *rows)
+            return carry, jax.tree.map(lambda *rows: jnp.stack(rows), *rows)
 
-        def single(x, xs):
-            return body(x, *xs)
+        def single(carry, xs):
+            return body(carry, *xs)
 
         single, group = rematerialised(single, self.remat), rematerialised(group, self.remat)
-
-        def run(x, start: int, end: int, added):
-            layers = (*jax.tree.map(lambda a: a[start:end], (block_params, by_layer, is_local)), added)
-            cross = jax.tree.map(lambda a: a[-(-start // every) :], cross_params)
-            # Nothing reads the text after the last layer: outside of the scan, XLA drops its feed-forward layer.
-            whole = (end - start - bool(self.config.text_mlp)) // every
-            first, crosses = (
-                jax.tree.map(lambda a, n=n: a[:n], tree) for tree, n in ((layers, whole * every), (cross, whole))
-            )
-            if every == 1:  # XLA copies the weights of a whole stack if they have an axis of size 1 for the group
-                x, kept = jax.lax.scan(single, x, (first, crosses))
-            else:
-                first = jax.tree.map(lambda a: a.reshape(whole, every, *a.shape[1:]), first)
-                x, kept = jax.lax.scan(group, x, (first, crosses))
-                kept = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), kept)
-            if start + whole * every < end:
-                rest = jax.tree.map(lambda a: a[whole * every :], layers)
-                x, last = group(x, (rest, jax.tree.map(lambda a: a[whole], cross)))
-                kept = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), kept, last)
-            return x, kept
-
-        return run
+        layers = block_params, by_layer, is_local, numbers
+        carry = x, (x,) * len(taps)
+        # Nothing reads the text after the last layer: outside of the scan, XLA drops its feed-forward layer.
+        whole = (self.config.layers - bool(self.config.text_mlp)) // every
+        first, crosses = (
+            jax.tree.map(lambda a, n=n: a[:n], tree) for tree, n in ((layers, whole * every), (cross_params, whole))
+        )
+        if every == 1:  # XLA copies the weights of a whole stack if they have an axis of size 1 for the group
+            carry, kept = jax.lax.scan(single, carry, (first, crosses))
+        else:
+            first = jax.tree.map(lambda a: a.reshape(whole, every, *a.shape[1:]), first)
+            carry, kept = jax.lax.scan(group, carry, (first, crosses))
+            kept = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), kept)
+        if whole * every < self.config.layers:
+            rest = jax.tree.map(lambda a: a[whole * every :], layers)
+            carry, last = group(carry, (rest, jax.tree.map(lambda a: a[whole], cross_params)))
+            kept = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), kept, last)
+        (x, tapped), named = carry, self._named(kept, carry[0])
+        return x, {**named, f"{self.tower}/taps": jnp.stack(tapped)} if taps else named
 
     def _named(self, kept: dict[str, Array], last: Array) -> dict[str, Array]:
         out = {self.names[k]: v for k, v in kept.items() if k != "states"}

@@ -8,7 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from antgmm_jax.blocks.block import Context, Gates
-from antgmm_jax.blocks.layers import Norm, gated, linear, param, plus, repeated
+from antgmm_jax.blocks.layers import Norm, gated, linear, plus, repeated
+from antgmm_jax.blocks.parameters import param
 from antgmm_jax.blocks.pictures import Images, flat, normalised
 from antgmm_jax.blocks.stack import Stack
 from antgmm_jax.config import Remat, Tower, VisionConfig
@@ -17,19 +18,18 @@ from antgmm_jax.config import Remat, Tower, VisionConfig
 class VisionEncoder(nnx.Module):
     """A vision transformer: patches, an optional class token, learnt positions and a stack."""
 
-    def __init__(self, config: VisionConfig, tower: Tower, *, remat: Remat = "dots", rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, tower: Tower, *, remat: Remat = "dots"):
         self.config, width = config, config.stack.embed
         fan_in = config.channels * config.patch**2
         shape = (config.channels, config.patch, config.patch, width)
         axes, along = (tower.embed,), ("channels", "patch_y", "patch_x")
-        self.patch = param(rngs.params(), shape, along + axes, scale=fan_in**-0.5, over="vision/patches")
-        key = rngs.params()
-        self.patch_bias = param(key, (width,), axes, scale=None) if config.patch_bias else None
-        self.cls = param(rngs.params(), (width,), axes, scale=0.02) if config.has_cls else None
-        self.positions = param(rngs.params(), (config.tokens, width), ("positions", *axes), scale=0.02)
-        self.first_norm = Norm(config.stack, axes[0], rngs=rngs) if config.first_norm else None
-        self.stack = Stack(tower, remat=remat, rngs=rngs)
-        self.final_norm = Norm(config.stack, axes[0], rngs=rngs) if config.has_final_norm else None
+        self.patch = param(shape, along + axes, scale=fan_in**-0.5, over="vision/patches")
+        self.patch_bias = param((width,), axes) if config.patch_bias else None
+        self.cls = param((width,), axes, scale=0.02) if config.has_cls else None
+        self.positions = param((config.tokens, width), ("positions", *axes), scale=0.02)
+        self.first_norm = Norm(config.stack, axes[0]) if config.first_norm else None
+        self.stack = Stack(tower, remat=remat)
+        self.final_norm = Norm(config.stack, axes[0]) if config.has_final_norm else None
 
     def __call__(
         self, images: Images, gates: Gates, collect: Sequence[str] = ()

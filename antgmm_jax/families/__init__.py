@@ -120,9 +120,11 @@ def torch_images(batch: Mapping[str, Any], config: Any) -> dict[str, Any]:
         config: config of the PyTorch model.
 
     Returns:
-        Argument name -> NumPy array; empty if no slot is used.
+        Argument name -> NumPy array; `Family.without_images` if no slot is used.
     """
-    return _host(family_of(config.model_type).name).Inputs.torch(batch, config)
+    of = family_of(config.model_type)
+    used = batch["images"]["valid"].any()
+    return _host(of.name).Inputs.torch(batch, config) if used else of.without_images(config)
 
 
 def _host(name: str) -> Any:

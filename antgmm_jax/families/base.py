@@ -62,7 +62,10 @@ class Files:
     renames: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
     unread: Callable[[LMMConfig, str], bool] = lambda config, name: False
-    says_tied: Callable[[Mapping[str, Any]], bool] = lambda raw: bool(raw.get("tie_word_embeddings", False))
+    # For some checkpoints only the text config says so.
+    says_tied: Callable[[Mapping[str, Any]], bool] = lambda raw: any(
+        bool(fields.get("tie_word_embeddings", False)) for fields in (raw, raw.get("text_config") or {})
+    )
     writes_head: Callable[[LMMConfig], bool] = lambda config: False
 
 
@@ -78,6 +81,22 @@ class Tiny(NamedTuple):
     fields: dict[str, Any]
     own_head: bool = False
     another: bool = False
+
+
+def best_with(needed: np.ndarray, scores: np.ndarray, count: int) -> np.ndarray:
+    """Returns the layers that are needed, and the best of the others.
+
+    Args:
+        needed: indices of layers, at most `count`.
+        scores: scores of all layers [L].
+        count: number of layers to keep.
+
+    Returns:
+        int32 indices [count], ascending.
+    """
+    order = np.argsort(-scores, kind="stable")
+    others = order[~np.isin(order, needed)][: count - len(needed)]
+    return np.sort(np.concatenate([needed, others])).astype(np.int32)
 
 
 class Depth:
@@ -145,7 +164,7 @@ class Family:
         config: its config dataclass.
         from_hf: (config.json with defaults, raw config.json, tied=) -> config.
         to_hf: config -> the fields of config.json that depend on the model's shape.
-        build: (config, remat=, rngs=) -> the `LMM`.
+        build: (config, remat=) -> the `LMM`.
         weights: config -> conversion table of all tensors of the file.
         files: further tensor names of its files.
         ties: config -> sizes that share one field of config.json.
@@ -155,6 +174,7 @@ class Family:
         depth: what else changes when layers are removed.
         image_tokens: (config, tree of a row's images) -> number of their positions in the text.
         torch_ends: PyTorch model -> modules whose outputs end its image phase and its prompt phase.
+        without_images: config of the PyTorch model -> its arguments for a batch without images; empty if it needs none.
         vllm: config -> what to know when vLLM serves the model, "" for nothing; None if it does not.
         tiny: seed -> named small shapes with partly random sizes, for the conformance tests.
         presets: named models.
@@ -177,6 +197,7 @@ class Family:
         config.image_tokens * len(next(iter(images.values()), ()))
     )
     torch_ends: Callable[[Any], tuple[Any, Any]]
+    without_images: Callable[[Any], dict[str, np.ndarray]] = lambda config: {}
     vllm: Callable[[Any], str | None] = lambda config: None
     tiny: Callable[[int], dict[str, Tiny]]
     presets: Mapping[str, LMMConfig] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.io.files import read_json
+from antgmm_jax.io.files import OWN, read_json
 from antgmm_jax.io.folders import new_file
 
 _CHECKSUM = "checksum"
@@ -56,7 +56,7 @@ def read_book(path: Path, remedy: str = "remove it and run it again") -> dict[st
     Raises:
         AntgmmError: the file is missing, is not such a record, or was altered.
     """
-    record = read_json(path, remedy)
+    record = read_json(path, remedy, OWN)
     if record.pop(_CHECKSUM, None) != _digest(record):
         raise AntgmmError(f"{path} is damaged or of an earlier version, its checksum does not fit: {remedy}")
     return record

@@ -52,6 +52,7 @@ from antgmm_jax.io.leaves import (
     target_of,
 )
 from antgmm_jax.io.orbax_errors import silent, wait_for_threads
+from antgmm_jax.io.packed import packed, unpacked
 from antgmm_jax.parallel import processes
 
 STAGE_RECORD = "stage.json"
@@ -62,6 +63,8 @@ READ_AT_ONCE = 1 << 28
 """Bytes of arrays that are read at the same time; at least one array."""
 
 _ARRAYS = "arrays"
+_LONGEST_WRITE = 24 * 3600
+"""Seconds that a checkpoint may take to be written."""
 _REMEDIES = {
     errno.ENOSPC: ("no space left on the disk", "free some"),
     errno.EDQUOT: ("the quota of the disk is used up", "free some space"),
@@ -81,7 +84,8 @@ def save_stage(directory: str | Path, tree: Any, record: Mapping[str, Any]) -> N
       directory: folder of the stage, `stages/NN-name`; must not exist.
       tree: nested dict of arrays.
       record: JSON-compatible values (config, parent, keep, metrics, seeds, data fingerprint and position); NumPy arrays
-        and scalars are converted. The versions of the libraries are added under `versions`.
+        and scalars are converted: arrays up to `packed.LISTED` elements are read as lists, larger ones as arrays. The
+        versions of the libraries are added under `versions`.
 
     Raises:
       AntgmmError: the folder exists or cannot be written; nothing is left on disk.
@@ -130,14 +134,14 @@ def load_record(directory: str | Path) -> dict[str, Any]:
     return _read(Path(directory), STAGE_RECORD)[0]
 
 
-def stage_shapes(directory: str | Path) -> dict[str, tuple[int, ...]]:
-    """Returns the names of a stage's arrays, the keys of their paths joined by ".", with their shapes.
+def stage_shapes(directory: str | Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the names of a stage's arrays, the keys of their paths joined by ".", with their shapes and dtypes.
 
     Raises:
       AntgmmError: as in `load_record`.
     """
     leaves = _read(Path(directory), STAGE_RECORD)[1]["leaves"]
-    return {".".join(leaf["path"]): tuple(leaf["shape"]) for leaf in leaves.values()}
+    return {".".join(leaf["path"]): jax.ShapeDtypeStruct(leaf["shape"], leaf["dtype"]) for leaf in leaves.values()}
 
 
 def stage_digest(directory: str | Path) -> str:
@@ -300,6 +304,7 @@ def _read(directory: Path, record_name: str) -> tuple[dict[str, Any], dict[str, 
     record = read_book(path, remedy)
     contents = record.pop("contents", None)
     try:
+        record = unpacked(record)
         return record, {"leaves": checked_leaves(contents["leaves"]), "files": _checked_files(contents["files"])}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise AntgmmError(f"{path} has no table of contents: {remedy}") from error
@@ -313,12 +318,15 @@ def _checked_files(files: Any) -> dict[str, tuple[int, int]]:
 
 
 def _load_arrays(directory: Path, contents: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
-    folders.verify(directory, contents["files"])
+    # Once: the processes would read all of it from one server, some minutes longer than others.
+    processes.run_on_first(lambda: folders.verify(directory, contents["files"]))
     wanted = {name: target_of(leaf) for name, leaf in like.items()}
     stored = {name: target for name, target in wanted.items() if target.size}
     try:
         with _orbax(largest=max((t.size * t.dtype.itemsize for t in stored.values()), default=0)):
             flat = ocp.load(str(directory.absolute() / _ARRAYS), stored) if stored else {}
+    except TimeoutError as error:
+        raise AntgmmError(f"cannot read {directory}: {_reason(error)}; run it again") from error
     except (OSError, ValueError) as error:
         raise AntgmmError(f"cannot read {directory}: {_reason(error)}; remove it and run it again") from error
     return {name: flat[name] if target.size else empty(target) for name, target in wanted.items()}
@@ -337,6 +345,7 @@ def _orbax(largest: int = 0) -> Iterator[None]:
     context.array_options.saving.use_compression = False
     # Otherwise the writing threads, and the process, wait for minutes for a folder that a read-only disk refused.
     context.async_options.create_directories_asynchronously = False
+    context.async_options.timeout_secs = _LONGEST_WRITE  # otherwise 20 minutes, in which a slow disk takes no 130 GB
     # The same arrays took 1.8 GB to load without a limit. Orbax refuses arrays that are not below it.
     context.memory_options.read_concurrent_bytes = max(READ_AT_ONCE, largest + 1)
     with silent(), context:
@@ -361,5 +370,5 @@ def _versions() -> dict[str, str]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return np.asarray(value).tolist()
+        return packed(np.asarray(value))
     raise TypeError(f"a record cannot contain a {type(value).__name__}")

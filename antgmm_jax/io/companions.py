@@ -9,13 +9,17 @@ from antgmm_jax.io.hub import contents
 COMPANIONS = frozenset(
     (
         *("generation_config.json", "antgmm.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt"),
-        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tekken.json"),
+        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
         *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
         *("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
         *("chat_template.jinja", "chat_template.json"),
     )
 )
-"""Names of tokenizer, processor, generation settings and licence: no code, no pickles, no notes about the model."""
+"""Names of tokenizer, processor, generation settings and licence: no code, no pickles, no notes about the model.
+
+Nor Mistral's tekken.json: where mistral-common is installed, it replaces tokenizer.json and the chat template, and with
+them the prompts that the model was trained on.
+"""
 SECOND = "qformer_tokenizer"
 """Folder of the tokenizer of a Q-Former that reads text; another tokenizer is taken in its place if it is missing."""
 

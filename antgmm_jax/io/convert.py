@@ -17,6 +17,7 @@ from antgmm_jax.blocks.layers import ACTIVATIONS
 from antgmm_jax.config import LMMConfig, towers
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import family, family_of, violations
+from antgmm_jax.families.base import Family
 from antgmm_jax.families.common.table import Entry
 from antgmm_jax.io import folders
 from antgmm_jax.io.companions import copy_companions
@@ -68,12 +69,7 @@ def open_hf(
         AntgmmError: as in `load_hf`; for a damaged or non-finite tensor, when it is read.
     """
     directory = local(directory)
-    raw = read_config(directory)
-    of = family_of(str(raw.get("model_type", "?")))
-    if raw.get("quantization_config"):
-        raise AntgmmError(
-            f"{directory} is quantized, which only transformers and vLLM read: use the model that it was made of"
-        )
+    raw, of = _raw_config(directory)
     files = of.files
     tensors = Tensors(directory, files.renames, on_read)
     present, head = tensors.names, files.head
@@ -89,6 +85,32 @@ def open_hf(
     unread = {name for name in present if files.unread(config, name)}
     _check_names(needed, tensors, files.ignored, allowed={head} if tied else set(), unread=unread)
     return config, _stored(table, layers, tensors, shapes)
+
+
+def check_supported(directory: Path) -> None:
+    """Checks by config.json alone that a checkpoint is supported, before its weights are downloaded.
+
+    Args:
+        directory: local folder with config.json.
+
+    Raises:
+        AntgmmError: it is not.
+    """
+    raw, of = _raw_config(directory)
+    full = hf_config(directory, raw).to_dict()
+    with one_line(lambda: f"{directory / CONFIG} cannot be used", "correct it"):
+        _check_activations(of.from_hf(full, raw, tied=False))
+
+
+def _raw_config(directory: Path) -> tuple[dict[str, Any], Family]:
+    """config.json as written, and the family of the model, which is not quantized."""
+    raw = read_config(directory)
+    of = family_of(str(raw.get("model_type", "?")))
+    if raw.get("quantization_config"):
+        raise AntgmmError(
+            f"{directory} is quantized, which only transformers and vLLM read: use the model that it was made of"
+        )
+    return raw, of
 
 
 def _check_sizes(shapes: Params) -> None:
@@ -310,8 +332,10 @@ def _write_config(config: LMMConfig, specs: Mapping[str, Spec], directory: Path,
     dtypes = {str(spec.dtype) for spec in specs.values()}
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
     base = {} if like is None else read_json(like / CONFIG)
-    for old in ("torch_dtype", "transformers_version"):
-        base.pop(old, None)
+    base.pop("transformers_version", None)
+    for part in (base, *(value for value in base.values() if isinstance(value, dict))):
+        for old in ("torch_dtype", "dtype"):  # servers read that of a part, which may be another one
+            part.pop(old, None)
     fields = _with_copies(base, _merge(base, {**family(config).to_hf(config), "dtype": dtype}))
     (directory / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
     if like is not None:

@@ -5,14 +5,28 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from antgmm_jax.errors import AntgmmError
 
 LARGEST_FILE = 256 << 20
 """Bytes of a file of a tokenizer; released ones have up to 40 MB."""
-_LARGEST_JSON, _MOST_PARTS = 32 << 20, 100_000
-"""Bytes, and lists and objects, of the JSON files that Python parses: 2 million empty lists take 450 MB."""
+
+
+class Bounds(NamedTuple):
+    """Most bytes, and most lists and objects, of a JSON file that Python parses; 2 million empty lists take 450 MB.
+
+    Brackets inside of strings count too: strings are not told apart before they are parsed.
+    """
+
+    size: int
+    parts: int
+
+
+FOREIGN = Bounds(32 << 20, 100_000)
+"""Of files that somebody else wrote."""
+OWN = Bounds(1 << 30, 2_000_000)
+"""Of files that this library wrote: a record may hold bases of widths, or a model's answers to many rows."""
 
 
 def check_regular(path: Path) -> None:
@@ -49,22 +63,23 @@ def check_size(path: Path, most: int = LARGEST_FILE, remedy: str = "copy it agai
         raise AntgmmError(f"{path} has over {most >> 20} MB: {remedy}")
 
 
-def read_json(path: Path, remedy: str = "copy it again") -> dict[str, Any]:
+def read_json(path: Path, remedy: str = "copy it again", bounds: Bounds = FOREIGN) -> dict[str, Any]:
     """Reads a JSON object.
 
     Args:
         path: the file.
         remedy: what the user can do if it is damaged.
+        bounds: larger files are refused.
 
     Raises:
-        AntgmmError: the file is missing, cannot be read, or is not a JSON object.
+        AntgmmError: the file is missing, too large, cannot be read, or is not a JSON object.
     """
     try:
         check_regular(path)
-        check_size(path, _LARGEST_JSON, remedy)
+        check_size(path, bounds.size, remedy)
         raw = path.read_bytes()
-        if raw.count(b"[") + raw.count(b"{") > _MOST_PARTS:
-            raise AntgmmError(f"{path} has over {_MOST_PARTS} lists and objects: {remedy}")
+        if raw.count(b"[") + raw.count(b"{") > bounds.parts:
+            raise AntgmmError(f"{path} has over {bounds.parts} lists and objects: {remedy}")
         content = json.loads(raw.decode())
     except FileNotFoundError as error:
         raise AntgmmError(f"{path} is missing: every Hugging Face checkpoint has it") from error

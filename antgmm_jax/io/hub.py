@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import cache
+from glob import escape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,8 +34,11 @@ DATA = {
     "tfds": ("*.json", "*array_record*"),
 }
 """Kind of data -> its files."""
-# Other formats and second copies of a model's weights. Of folders, only that of a Q-Former's tokenizer is downloaded.
-_SKIPPED = ("[!q]*/*", "q[!f]*/*", "consolidated*")
+# All folders but that of a Q-Former's tokenizer.
+_FOLDERS = ("[!q]*/*", "q[!f]*/*")
+# Other formats and second copies of a model's weights.
+_SKIPPED = (*_FOLDERS, "consolidated*")
+_CONFIG = "config.json"
 _NAME = re.compile(r"hf:(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<path>.+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FORMS = "write it as hf:ORG/NAME or hf:ORG/NAME@REVISION"
@@ -93,7 +97,8 @@ def local(path: str | os.PathLike, kind: str = "") -> Path:
         The path; for a name, its path in the snapshot, below a folder named like its commit.
 
     Raises:
-        AntgmmError: the files cannot be downloaded, are a model without safetensors, or one file instead of a folder.
+        AntgmmError: the files cannot be downloaded, are a model without safetensors or of no supported family, or one
+            file instead of a folder.
     """
     if stores.is_url(path):
         beside = [pattern for pattern in DATA.get(kind, ()) if pattern in PICTURES]
@@ -159,6 +164,9 @@ def check_target(name: str) -> None:
 def push(directory: Path, name: str) -> str:
     """Uploads the files of a Hugging Face directory; a new repository is private.
 
+    Weights, settings and tokenizer files of an earlier model are removed from the repository in the same upload. Its
+    card, its other folders and its history stay.
+
     Args:
         directory: the directory.
         name: hf:ORG/NAME.
@@ -172,20 +180,46 @@ def push(directory: Path, name: str) -> str:
     check_target(name)
     target = name.removeprefix(PREFIX)
     from huggingface_hub import HfApi
+    from huggingface_hub.utils import filter_repo_objects
 
     try:
         with _network():
             api = HfApi(os.environ.get(ENDPOINT))
             api.create_repo(target, private=True, exist_ok=True)
-            message = f"Upload {directory.name}"
+            old = filter_repo_objects(
+                api.list_repo_files(target), allow_patterns=_loaded(), ignore_patterns=[*_FOLDERS]
+            )
             return api.upload_folder(
-                repo_id=target, folder_path=directory, allow_patterns=[*MODEL], commit_message=message
+                repo_id=target,
+                folder_path=directory,
+                allow_patterns=[*MODEL],
+                delete_patterns=[escape(name) for name in old],  # without those that are uploaded
+                commit_message=f"Upload {directory.name}",
             ).commit_url
     except Exception as error:
         raise AntgmmError(
             f"{directory} was not uploaded to {name} ({_line(error)}): log in with `hf auth login`, then run"
-            f" `hf upload {target} {directory}`"
+            f" `{upload_command(directory, name)}`"
         ) from error
+
+
+def _loaded() -> list[str]:
+    """Patterns of what servers load: such files of an earlier upload would be read with the new ones."""
+    # Imported on use: it imports this module.
+    from antgmm_jax.io.companions import COMPANIONS
+
+    names = [name for name in COMPANIONS if not name.startswith(("LICENSE", "NOTICE"))]
+    return ["*.safetensors", "*.safetensors.index.json", _CONFIG, *names, *(f"q*/{name}" for name in names)]
+
+
+def upload_command(directory: Path, name: str) -> str:
+    """Returns the command that uploads a directory; as in `push`, a new repository is private.
+
+    Args:
+        directory: Hugging Face directory.
+        name: hf:ORG/NAME.
+    """
+    return f"hf upload {name.removeprefix(PREFIX)} {directory} --private --delete 'model*.safetensors*'"
 
 
 def _allowed(files: Sequence[str], path: str) -> tuple[str, ...]:
@@ -209,19 +243,28 @@ def _snapshot(repository: Repository, repo_type: str, files: tuple[str, ...], sk
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
+    def download(patterns: Sequence[str], revision: str) -> Path:
+        return Path(
+            snapshot_download(
+                repository.id,
+                repo_type=repo_type,
+                revision=revision or None,
+                allow_patterns=[*patterns],
+                ignore_patterns=[*skipped],
+                endpoint=os.environ.get(ENDPOINT),
+                tqdm_class=_progress(),
+            )
+        )
+
     try:
         with _network():
-            return Path(
-                snapshot_download(
-                    repository.id,
-                    repo_type=repo_type,
-                    revision=repository.revision or None,
-                    allow_patterns=[*files],
-                    ignore_patterns=[*skipped],
-                    endpoint=os.environ.get(ENDPOINT),
-                    tqdm_class=_progress(),
-                )
-            )
+            if repo_type != "model":
+                return download(files, repository.revision)
+            folder = download((_CONFIG,), repository.revision)
+            _check_supported(folder)
+            return download(files, folder.name)  # of the same commit
+    except AntgmmError:
+        raise
     except GatedRepoError as error:
         remedy = "accept its terms on the Hub, then log in with `hf auth login`"
         raise AntgmmError(f"{repository} is gated: {remedy}") from error
@@ -235,6 +278,15 @@ def _snapshot(repository: Repository, repo_type: str, files: tuple[str, ...], sk
             f"{repository} is not in the cache and cannot be downloaded ({_line(error)}): where there is a network, run"
             f" `{_command(repository, repo_type, files)}`, and use the folder {repository.id.partition('/')[2]} as path"
         ) from error
+
+
+def _check_supported(folder: Path) -> None:
+    """Raises AntgmmError if no family reads a model with this config.json: its weights may take long to download."""
+    # Imported on use: it imports this module.
+    from antgmm_jax.io.convert import check_supported
+
+    if (folder / _CONFIG).exists():
+        check_supported(folder)
 
 
 def _progress() -> type:

@@ -97,6 +97,21 @@ def load_processor(directory: str | Path) -> ProcessorMixin:
     return processor
 
 
+def template_warning(processor: ProcessorMixin) -> str:
+    """Returns a warning if the tokenizer has a chat template that is not used, as it holds no picture; else "".
+
+    Args:
+        processor: from `load_processor`.
+    """
+    own = getattr(getattr(processor, "tokenizer", None), "chat_template", None)
+    if processor.chat_template or not own:
+        return ""
+    return (
+        "the tokenizer has a chat template that cannot write a picture, and it is not used: save it as"
+        " chat_template.jinja beside config.json, with the image token in the place of each picture"
+    )
+
+
 def stock_processor(directory: Path) -> Any:
     """Returns the processor of a checkpoint directory as transformers and servers load it."""
     return AutoProcessor.from_pretrained(directory, **_SAFE)
@@ -128,6 +143,8 @@ def _other_rules(processor: Any, path: Path) -> Tokenizer | None:
     if backend is None or not path.exists():
         return None
     own = _rules(path)
+    if getattr(backend, "fix_mistral_regex", False):  # transformers replaced a wrong rule of the file
+        own.pre_tokenizer = backend.pre_tokenizer
     same = all(_rule(getattr(backend, part), part) == _rule(getattr(own, part), part) for part in _RULES)
     return None if same else own
 

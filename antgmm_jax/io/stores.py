@@ -17,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import known_implementations
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.extras import install
 from antgmm_jax.io.books import read_book, write_book
 from antgmm_jax.io.folders import new_file
 
@@ -135,7 +136,7 @@ def opened(url: str | os.PathLike) -> Store:
         system, root = fsspec.url_to_fs(text)
     except ImportError as error:
         reason = known_implementations.get(scheme, {}).get("err", str(error))
-        raise AntgmmError(f"{text}: {reason} (pip install {_package(scheme)})") from error
+        raise AntgmmError(f"{text}: {reason} ({_remedy(scheme)})") from error
     except ValueError as error:
         raise AntgmmError(f"{text}: {error}: use gs://, s3:// or another scheme of fsspec") from error
     return Store(text, system, root)
@@ -199,8 +200,8 @@ def _stamp(about: dict[str, Any]) -> str:
     return " ".join([str(about.get("size")), *(str(about[name]) for name in names if name in about)])
 
 
-def _package(scheme: str) -> str:
-    return "'antgmm-jax[stores]'" if scheme in ("gs", "gcs", "s3") else f"'fsspec[{scheme}]'"
+def _remedy(scheme: str) -> str:
+    return install("stores") if scheme in ("gs", "gcs", "s3") else f"pip install 'fsspec[{scheme}]'"
 
 
 @contextmanager

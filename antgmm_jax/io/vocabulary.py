@@ -29,7 +29,6 @@ _OLD = (
     "tokenizer.model",
     "spiece.model",
     "sentencepiece.bpe.model",
-    "tekken.json",
 )
 """Other forms of the whole tokenizer."""
 

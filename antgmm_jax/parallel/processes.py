@@ -1,5 +1,6 @@
 """Runs with several processes (`jax.distributed`): all of them compute, the first one writes files."""
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -57,6 +58,25 @@ def broadcast_from_first(tree: Any) -> Any:
 def from_first_process(held: bool) -> bool:
     """Broadcasts a condition from the first process."""
     return bool(broadcast_from_first(np.array(held)))
+
+
+def check_equal(what: str, text: str) -> None:
+    """Checks that all processes have the same of something; all of them must call it.
+
+    Args:
+        what: what it is, for the message.
+        text: a form of it that is equal if and only if it is.
+
+    Raises:
+        AntgmmError: a process has another one; every process raises it.
+    """
+    if jax.process_count() == 1:
+        return
+    digests = multihost_utils.process_allgather(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8))
+    if other := np.flatnonzero((digests != digests[0]).any(axis=1)).tolist():
+        raise AntgmmError(
+            f"process {other[0]} has another {what} than process 0: start all with the same command and the same files"
+        )
 
 
 def run_on_first(work: Callable[[], Result]) -> Result | None:

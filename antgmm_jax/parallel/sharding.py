@@ -247,6 +247,11 @@ def model_parts() -> int:
     return math.prod(size for axis, size in jax.sharding.get_abstract_mesh().shape.items() if axis != "data")
 
 
+def devices() -> int:
+    """Returns the number of devices of the mesh; 1 without one."""
+    return math.prod(jax.sharding.get_abstract_mesh().shape.values()) if active() else 1
+
+
 def padded_batch_size(size: int) -> int:
     """Rounds a batch size up to a multiple of the number of devices over which rows are split."""
     if not active():

@@ -57,6 +57,11 @@ STAGES = ("image", "language", "settle")
 """Names of the stages that a plan can have."""
 
 
+def key_of(change: str) -> str:
+    """Returns the key of a `key=value` change."""
+    return change.partition("=")[0].strip()
+
+
 def stage_of(change: str) -> str | None:
     """Returns the name of the stage that a `key=value` change is for; None for a change outside the stages."""
     table, _, rest = change.strip().partition(".")

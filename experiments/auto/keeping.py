@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from experiments.auto.goal import MOST_MINUTES, PARTS, Goal, stage_of
 from experiments.auto.plan import further, measured, write
 from experiments.auto.schedule import Tuned
 from experiments.lab.planning.search import NoLegalModel
+from experiments.report.choices import SEARCH
 from experiments.run.export.publishing import check_replaceable
+from experiments.run.folder import REPORT
 from experiments.run.host.console import CONSOLE, clock, count, say, table
 from experiments.run.pipeline import Run
 from experiments.run.progress.watching import Watch
@@ -56,7 +59,7 @@ class Search:
         self._minutes = goal.minutes or MOST_MINUTES
         self._teacher = whole(goal.model).config
         self._params = total_parameters(self._teacher)
-        self._book = path / "search.json"
+        self._book = path / SEARCH
         self.tries: list[Tried] = []
         self.teacher, self._spent, self._tuned = 0.0, 0.0, Tuned()
         if self._book.exists():
@@ -125,6 +128,9 @@ class Search:
     def publish(self, best: Run) -> None:
         """Copies export and report of a student to the folder of the search, unless they are there.
 
+        A report of another student that is there goes, also if this student has none. A line says if the exported files
+        score less than they should, according to the report.
+
         Args:
             best: run of the student.
 
@@ -140,7 +146,13 @@ class Search:
             with folders.temporary_folder(target) as place:
                 if source == best.folder.report and target.exists():  # with what others have put there
                     _copy(target, place / source.name)
-                folders.replace(_copy(source, place / source.name), target)
+                copied = _copy(source, place / source.name)
+                if not (best.folder.report / REPORT).exists():
+                    _forget_report(copied)
+                folders.replace(copied, target)
+        if (best.folder.report / REPORT).exists():
+            for line in rounded_below(self.goal.keep, read_book(best.folder.report / REPORT)):
+                say(line)
 
     def _planned(self, budget: int) -> bool:
         """Plans the next student, unless that is done; returns whether there is a legal one."""
@@ -240,6 +252,33 @@ class Search:
             self.tries = [Tried(**one) for one in state["tries"]]
         except (KeyError, TypeError) as error:
             raise AntgmmError(f"{self._book} holds no students: {remedy}") from error
+
+
+def rounded_below(keep: float, report: Mapping[str, Any]) -> list[str]:
+    """Returns a line if the exported files score less than the student has to: they may hold rounded parameters.
+
+    Args:
+        keep: share of the teacher's score that the student keeps.
+        report: figures of its report, with the scores of the files.
+    """
+    score, teacher = (report[model]["exact_match"] for model in ("student", "teacher"))
+    if score >= keep * teacher - 1e-9:
+        return []
+    return [
+        f"warning: the exported files score {score:.3f}, less than {keep:.3g} of the teacher's {teacher:.3f}: the"
+        " search compares scores before parameters are rounded for the files; search again in another --run with a"
+        " higher --keep-quality, or with --set export.dtype=float32"
+    ]
+
+
+def _forget_report(directory: Path) -> None:
+    """Removes the figures, pages and pictures of a report; other files of its folder stay."""
+    for name in (REPORT, "report.md", "report.html"):
+        (directory / name).unlink(missing_ok=True)
+    for picture in directory.glob("ads/[0-9][0-9].png"):
+        picture.unlink()
+    with suppress(OSError):  # there is none, or it holds other files
+        (directory / "ads").rmdir()
 
 
 def _copy(source: Path, target: Path) -> Path:

@@ -2,18 +2,23 @@
 
 import hashlib
 from collections.abc import Mapping
+from math import ceil, inf
 from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import ProcessorMixin
 
+from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.loading import load_processor
 from data.collate import bucket
-from data.metrics import most_frequent
+from data.metrics import most_frequent, normal
 from data.record import Record
 from data.rows import Row
 from data.source import Source, evenly
+from experiments.report.figures import ABOVE, VARIED
+from experiments.run.progress.flops import pass_flops
+from experiments.run.progress.forecast import SHARE, matmul_rate
 from experiments.run.rows.datasets import check_apart, encoded, load_both
 from experiments.run.rows.samples import Samples
 from experiments.run.schema import Recipe
@@ -22,10 +27,12 @@ from experiments.run.student import Student
 
 CHECKED = 200
 """Maximum number of held-out rows that the teacher answers before a plan."""
+PART = 0.1
+"""Part of the time of a plan and its run for the teacher's answers to them."""
+FEWEST = 24
+"""Held-out rows that are read whatever time they take, if there are as many."""
 COUNTED = 2000
 """Maximum number of training rows of which the most frequent answers are counted."""
-ABOVE = 0.1
-"""A teacher that is less than this above the most frequent answers does not know the task."""
 FEW = 1000
 """Below this number of training rows, a student loses tens of points (docs/lab/calibration.md)."""
 COARSE = 100
@@ -44,6 +51,8 @@ class Look(NamedTuple):
         score: exact match of the teacher on `held`, the mean over question types.
         by_type: question type -> exact match of the teacher.
         chance: question type -> share of its most frequent answer among training records.
+        varied: share of different answers among training records.
+        rouge: ROUGE-L of the teacher on `held`.
     """
 
     teacher: Student
@@ -54,6 +63,8 @@ class Look(NamedTuple):
     score: float
     by_type: dict[str, float]
     chance: dict[str, float]
+    varied: float = 0.0
+    rouge: float = 0.0
 
     @property
     def guessed(self) -> float:
@@ -61,12 +72,13 @@ class Look(NamedTuple):
         return float(np.mean([self.chance.get(kind, 0.0) for kind in self.by_type]))
 
 
-def look_at_both(draft: Recipe, teacher: Student) -> Look:
+def look_at_both(draft: Recipe, teacher: Student, seconds: float = inf) -> Look:
     """Loads the records of a recipe, and lets the teacher answer some held-out ones.
 
     Args:
         draft: recipe with teacher, data and evaluation; its stages do not matter.
         teacher: the teacher.
+        seconds: time of the plan and its run.
 
     Returns:
         What a plan needs to know.
@@ -77,21 +89,46 @@ def look_at_both(draft: Recipe, teacher: Student) -> Look:
     processor = load_processor(draft.teacher.path)
     records, tests = load_both(draft)
     trained = encoded(draft, records, processor, teacher.config, trained=True)
+    dtype = draft.optimizer.dtype
     held = encoded(draft, spread(tests, CHECKED), processor, teacher.config)
+    if (most := rows_in(PART * seconds, teacher.config, held, dtype)) < len(held):
+        held = encoded(draft, spread(tests, most), processor, teacher.config)
     check_apart(records, tests)
     title = f"teacher on {len(held)} held-out rows"
-    limits = {"max_new_tokens": longest_answer(trained, held), "dtype": draft.optimizer.dtype}
+    limits = {"max_new_tokens": longest_answer(trained, held), "dtype": dtype}
     figures, _ = scored(title, teacher.config, teacher.weights(), held, processor, **limits)
     # Of training rows, because the most frequent answers of a few held-out rows are frequent by chance.
     counted = spread(trained.records, COUNTED)
     words = [counted.words(row) for row in range(len(counted))]
     chance = most_frequent([row.type for row in words], [row.answer for row in words])
-    return Look(teacher, processor, trained, held, len(tests), figures["exact_match"], figures["by_type"], chance)
+    varied = len({normal(row.answer) for row in words}) / len(words)
+    score, by_type, rouge = figures["exact_match"], figures["by_type"], figures["rouge_l"]
+    return Look(teacher, processor, trained, held, len(tests), score, by_type, chance, varied, rouge)
 
 
 def longest_answer(*samples: Samples) -> int:
     """Returns the number of tokens of the longest answer that is generated, the last one of a conversation."""
     return bucket(max(int(each.rows.index.answer.max()) for each in samples))
+
+
+def rows_in(seconds: float, config: LMMConfig, samples: Samples, dtype: str) -> int:
+    """Returns how many rows a model reads in a duration, by its FLOPs and the rate of a matrix product.
+
+    Args:
+        seconds: the duration.
+        config: model config.
+        samples: rows of the usual lengths.
+        dtype: dtype of computation.
+
+    Returns:
+        Number of rows, at least `FEWEST`.
+    """
+    mean = {name: total / len(samples) for name, total in samples.totals.items()}
+    answer = ceil(mean["answer"])
+    length = ceil(mean["text"]) - (0 if config.encoder_decoder else answer)
+    flops = sum(pass_flops(config, 1, length=length, answer=answer, slots=mean["slots"]).values())
+    most = seconds * SHARE * matmul_rate(dtype) / flops
+    return max(FEWEST, int(min(most, len(samples))))
 
 
 def spread(records: Source, most: int) -> Source:
@@ -145,7 +182,9 @@ def warnings(seen: Look) -> list[str]:
     """
     rows, guessed = len(seen.trained), seen.guessed
     result = []
-    if seen.score < min(guessed + ABOVE, 1.0):
+    if is_free(seen):
+        result.append(_free(seen))
+    elif seen.score < min(guessed + ABOVE, 1.0):
         result.append(
             f"the teacher's answers score {seen.score:.2f}, the most frequent answers {guessed:.2f}: a student cannot"
             " learn the task from it. Compare the prompt and the form of the answers (antgmm eval --answers), or train"
@@ -172,6 +211,18 @@ def warnings(seen: Look) -> list[str]:
     return result
 
 
+def is_free(seen: Look) -> bool:
+    """Whether the answers are free text: most are different, and the teacher does not repeat them word by word."""
+    return seen.varied > VARIED and seen.score < seen.guessed + ABOVE
+
+
+def _free(seen: Look) -> str:
+    return (
+        f"{seen.varied:.0%} of the answers are different texts, which exact match does not measure: compare token_loss"
+        f" and rouge_l of the scores (teacher: rouge_l {seen.rouge:.2f})"
+    )
+
+
 def check_quality(seen: Look) -> None:
     """Checks that the teacher has a quality that a student can keep.
 
@@ -179,8 +230,10 @@ def check_quality(seen: Look) -> None:
         seen: the look.
 
     Raises:
-        AntgmmError: the most frequent answers score more than the teacher.
+        AntgmmError: the answers are free text, or the most frequent ones score more than the teacher.
     """
+    if is_free(seen):
+        raise AntgmmError(f"--keep-quality compares exact match: {_free(seen)}; give --smaller or --params")
     if seen.score < seen.guessed:
         raise AntgmmError(f"--keep-quality: {warnings(seen)[0]}")
 

@@ -12,22 +12,24 @@ import tomli_w
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.io.loading import load_processor
+from experiments.auto.amount import affordable
 from experiments.auto.buckets import buckets
-from experiments.auto.goal import PARTS, Goal, is_planned, marked
-from experiments.auto.look import Look, check_quality, longest_answer, look_at_both, warnings
+from experiments.auto.goal import PARTS, Goal, is_planned, key_of, marked
+from experiments.auto.look import COARSE, Look, check_quality, longest_answer, look_at_both, warnings
 from experiments.auto.prompting import about_prompts, chosen_prompt, prompt_losses
-from experiments.auto.room import trial_tables, with_disk, with_room
+from experiments.auto.room import checkpoint_bytes, token_bytes, trial_tables, with_disk, with_room
 from experiments.auto.rows import counted
-from experiments.auto.schedule import Machine, Tuned, base, draft, fitted, scored_rows
-from experiments.auto.sizing import Chosen, Sensitivity, check_budget, chosen, within
+from experiments.auto.schedule import Fitted, Machine, Tuned, base, draft, fitted, scored_rows
+from experiments.auto.sizing import Chosen, Sensitivity, by_side, check_budget, chosen, within
 from experiments.auto.tune import PART, Trial, tuned
-from experiments.run.files import write_text
+from experiments.run.files import nearest, write_text
 from experiments.run.host import facts
 from experiments.run.host.console import clock, count, printable, say
-from experiments.run.narrow import narrow_of
+from experiments.run.narrow import narrow_of, narrow_of_stage
 from experiments.run.progress.forecast import REPORT, TARGETS, Rows, look_at, matmul_rate
 from experiments.run.rows.datasets import encoded, load_records
 from experiments.run.rows.samples import Samples
+from experiments.run.schema import Recipe
 from experiments.run.schema.recipe import change
 from experiments.run.smaller_vocabulary import used_tokens
 from experiments.run.student import load_student, whole
@@ -120,7 +122,8 @@ def measured(goal: Goal, place: Path) -> Plan:
     tables = base(goal, counted(goal.data), {**test, "samples": most})
     for each in goal.changes:
         change(tables, each)
-    losses, seen = _looked(tables)
+    amount = _amount(goal, tables, place)
+    losses, seen = _looked(tables, goal.seconds)
     recipe = draft(tables)
     if goal.keep:
         check_quality(seen)
@@ -128,23 +131,26 @@ def measured(goal: Goal, place: Path) -> Plan:
     tables["evaluate"]["max_new_tokens"] = longest_answer(samples, seen.held)
     tables |= buckets(samples.needs, config.encoder_decoder)
     choice = chosen(goal, seen, recipe.seed, recipe.optimizer.dtype, _left(goal, begin) / 2)
-    left, machine, wanted = _left(goal, begin), _machine(tables, samples), choice.sized.sizes
-    tables, stored = with_disk(tables, config, wanted, samples, place.parent)
+    left, machine, wanted = _left(goal, begin), _machine(recipe, samples), choice.sized.sizes
+    compared = recipe.teacher.mode == "cache" and by_side(config, wanted)[0]  # by the image stage
+    cached = token_bytes(config, samples.totals["slots"]) if compared else 0.0
     narrow = narrow_of(seen.teacher.weights())
-    roomy = trial_tables(tables, config, wanted, samples, narrow)
+    taken = cached + checkpoint_bytes(tables, config, wanted, len(samples), narrow)
+    choices = with_disk(tables, config, wanted, samples, place.parent, taken)
+    roomy = trial_tables(choices[0][0], config, wanted, samples, narrow)
     trials = tuned(roomy, seen, wanted, machine, min(PART * goal.seconds, left), place)
     best = trials[0].tuned if trials else Tuned()
     test_rows = machine.rows.scored
     if test_rows == most:  # not a number of --set
-        machine = machine.scoring(scored_rows(goal, tables, config, wanted, machine))
+        machine = machine.scoring(scored_rows(goal, choices[0][0], config, wanted, machine))
         tables["evaluate"]["data"]["samples"] = machine.rows.scored
     machine = machine._replace(spent=time.monotonic() - begin)
-    raw, expected = fitted(goal, tables, config, wanted, machine, best)
-    raw, crowded = with_room(raw, config, samples, narrow)
-    reasons = [*about_prompts(losses), *_look(seen), *_sizes(config, choice, samples)]
+    fit, stored = _best(goal, choices, config, wanted, machine, best)
+    raw, crowded = with_room(fit.raw, config, samples, narrow)
+    reasons = [*amount, *about_prompts(losses), *_look(seen), *_sizes(config, choice, samples)]
     reasons += [*in_time(choice.sensitivity, left), *_tuning(trials)]
-    reasons += [*fewer_scores(machine.rows.scored, test_rows), *_steps(raw, expected, machine.rate), *stored, *crowded]
-    reasons += too_long(goal, machine.spent + expected)
+    reasons += [*fewer_scores(machine.rows.scored, test_rows), *_steps(raw, fit.seconds, machine.rate)]
+    reasons += [*fewer_steps(goal, fit, machine.spent), *stored, *crowded, *too_long(goal, machine.spent + fit.seconds)]
     return Plan(raw, reasons, total_parameters(choice.sized.config), best)
 
 
@@ -165,7 +171,9 @@ def further(goal: Goal, first: Mapping[str, Any], best: Tuned, parent: str, plac
         AntgmmError: no legal model is within the budget.
     """
     begin = time.monotonic()
-    tables = {key: value for key, value in first.items() if key not in ("stage", "parent")}
+    # What the first plan measured is measured again.
+    measured_ones = {"checkpoint_every", "features"} - {*map(key_of, goal.changes)}
+    tables = {key: value for key, value in first.items() if key not in {"stage", "parent", *measured_ones}}
     recipe, whole_model = draft(tables), whole(goal.model)
     start = load_student(Path(parent)) if parent else whole_model
     processor, records = load_processor(goal.model), load_records(recipe.data)
@@ -174,20 +182,21 @@ def further(goal: Goal, first: Mapping[str, Any], best: Tuned, parent: str, plac
     choice = within(start, samples, goal.params, recipe.seed, recipe.optimizer.dtype, seconds, goal.multiple)
     left = _left(goal, begin)
     # The first student has filled the teacher's cache, and only the best student gets an export and a report.
-    machine = _machine(tables, samples)._replace(
+    machine = _machine(recipe, samples)._replace(
         spent=time.monotonic() - begin, without=(TARGETS, REPORT), teacher=whole_model.config
     )
-    tables, stored = with_disk(tables, start.config, choice.sized.sizes, samples, place)
-    raw, expected = fitted(goal, tables, start.config, choice.sized.sizes, machine, best)
-    # The arrays of a stage are not read for their dtypes: its plan has room for float32.
-    raw, crowded = with_room(raw, start.config, samples, {} if parent else narrow_of(whole_model.weights()))
+    narrow = narrow_of_stage(parent) if parent else narrow_of(whole_model.weights())
+    taken = checkpoint_bytes(tables, start.config, choice.sized.sizes, len(samples), narrow)
+    choices = with_disk(tables, start.config, choice.sized.sizes, samples, place, taken)
+    fit, stored = _best(goal, choices, start.config, choice.sized.sizes, machine, best)
+    raw, crowded = with_room(fit.raw, start.config, samples, narrow)
     reasons = [*_sizes(start.config, choice, samples), *in_time(choice.sensitivity, left)]
-    reasons += [*_steps(raw, expected, machine.rate), *stored, *crowded]
-    reasons += too_long(goal, machine.spent + expected)
+    reasons += [*_steps(raw, fit.seconds, machine.rate), *fewer_steps(goal, fit, machine.spent), *stored, *crowded]
+    reasons += too_long(goal, machine.spent + fit.seconds)
     return Plan({"parent": parent, **raw}, reasons, total_parameters(choice.sized.config), best)
 
 
-def _looked(tables: dict[str, Any]) -> tuple[dict[str, float], Look]:
+def _looked(tables: dict[str, Any], seconds: float) -> tuple[dict[str, float], Look]:
     """Chooses the prompt of the tables and looks at model and data; the teacher is loaded once, and freed at the end.
 
     Returns:
@@ -196,9 +205,9 @@ def _looked(tables: dict[str, Any]) -> tuple[dict[str, float], Look]:
     recipe = draft(tables)
     teacher = whole(recipe.teacher.path)
     loaded = teacher.loaded_once(recipe.optimizer.dtype)
-    if losses := prompt_losses(recipe, loaded):
+    if losses := prompt_losses(recipe, loaded, seconds):
         tables["prompt"] = chosen_prompt(losses)
-    return losses, look_at_both(draft(tables), loaded)._replace(teacher=teacher)
+    return losses, look_at_both(draft(tables), loaded, seconds)._replace(teacher=teacher)
 
 
 def _left(goal: Goal, begin: float) -> float:
@@ -206,10 +215,36 @@ def _left(goal: Goal, begin: float) -> float:
     return QUARTER * goal.seconds - (time.monotonic() - begin)
 
 
-def _machine(tables: Mapping[str, Any], samples: Samples) -> Machine:
+def _amount(goal: Goal, tables: dict[str, Any], place: Path) -> list[str]:
+    """Takes fewer training rows where all would take too much time or disk; returns a line of the plan if so."""
+    recipe = draft(tables)
+    if {*map(key_of, goal.changes)} & {"data", "data.samples", "data.take"}:
+        return []
+    teacher, processor = whole(recipe.teacher.path), load_processor(recipe.teacher.path)
+    amount = affordable(goal, recipe, teacher.config, processor, nearest(place))
+    if not amount.reason:
+        return []
+    tables["data"] |= {"samples": amount.rows, "take": "spread"}
+    return [amount.reason]
+
+
+def _machine(recipe: Recipe, samples: Samples) -> Machine:
     statistics = look_at(samples.records, samples.encoder)
-    rows = Rows(len(samples), tables["evaluate"]["data"]["samples"], 0, **statistics)
-    return Machine(rows, matmul_rate(), 0.0)
+    rows = Rows(len(samples), recipe.evaluate.data.samples, 0, **statistics)
+    return Machine(rows, matmul_rate(recipe.optimizer.dtype), 0.0)
+
+
+def _best(
+    goal: Goal,
+    choices: Sequence[tuple[Mapping[str, Any], list[str]]],
+    config: LMMConfig,
+    wanted: Mapping[str, int],
+    machine: Machine,
+    tuned: Tuned,
+) -> tuple[Fitted, list[str]]:
+    """The choice of `with_disk` with the most steps, and its lines."""
+    each = ((fitted(goal, tables, config, wanted, machine, tuned), lines) for tables, lines in choices)
+    return max(each, key=lambda one: one[0].order)
 
 
 def _look(seen: Look) -> Iterator[str]:
@@ -274,9 +309,23 @@ def fewer_scores(rows: int, most: int) -> Iterator[str]:
         most: number of those that would be with enough time.
     """
     if rows < most:
+        why = "the fewest that say anything" if rows <= COARSE else "so that they take at most a fifth of the time"
+        yield f"scores: on {rows} of {most} test rows, {why}; a score is uncertain by {50 / rows**0.5:.0f} points"
+
+
+def fewer_steps(goal: Goal, fit: Fitted, spent: float) -> Iterator[str]:
+    """Yields a line of a plan without the time for all steps of its aim.
+
+    Args:
+        goal: the goal.
+        fit: the plan's steps.
+        spent: seconds that the plan itself took.
+    """
+    if min(fit.scale) < 0.99:
         yield (
-            f"scores: on {rows} of {most} test rows, so that they take at most a fifth of the time; a score is"
-            f" uncertain by {50 / rows**0.5:.0f} points"
+            f"steps: {min(1.0, fit.scale.image):.0%} of those aimed at for the image side and"
+            f" {min(1.0, fit.scale.text):.0%} for the language model; all of them take"
+            f" {math.ceil((fit.aim + spent) / 60) * (PARTS if goal.keep else 1)} minutes (--minutes)"
         )
 
 
@@ -291,7 +340,7 @@ def too_long(goal: Goal, duration: float) -> Iterator[str]:
         minutes = math.ceil(duration / 60)
         if goal.keep:
             given = f"a student's part of the {PARTS * goal.seconds / 60:g} minutes"
-            remedy = f"--minutes {PARTS * minutes}"
+            remedy = f"--minutes {PARTS * minutes} in another --run"
         else:
             given, remedy = f"the {goal.seconds / 60:g} minutes", f"--minutes {minutes} in another --run"
         yield f"warning: plan and run take about {clock(duration)}, more than {given}: give at least {remedy}"

@@ -1,7 +1,7 @@
 """Gradient accumulation where the batch of a planned stage does not fit into the memory of a device."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,28 +11,28 @@ import jax.numpy as jnp
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.parallel import sharding
+from antgmm_jax.parallel.memory import device_memory
 from antgmm_jax.pure import abstract
 from distill.adapters import shapes_with_adapters
 from distill.trainable import trainable
 from experiments.auto.schedule import FEWEST, Scale, Tuned, language_stage, small_batch, stages
 from experiments.auto.sizing import by_side
-from experiments.run.batch_size import SHARE, device_memory, rows_that_fit, saved_bytes
+from experiments.run.batch_size import SHARE, rows_that_fit, saved_bytes
 from experiments.run.cuts import planned, reads_features, segment_targets, stored_features
+from experiments.run.files import nearest
 from experiments.run.narrow import Narrow, held_by, left_by, with_dtypes
 from experiments.run.rows.samples import Samples
-from experiments.run.schema import Stage
+from experiments.run.schema import Stage, Work
 from experiments.run.schema.recipe import recipe_of
 from pruning.planning import illegal_reason
 
 DISK = 0.8
-"""Part of the free disk that image features may take."""
-TRAINED = 12
-"""Bytes of a trained parameter beside its value: its gradient and two moments in float32."""
-
-
-def memory_limit() -> int:
-    """Returns the bytes of a device that training must fit into; 0 on a CPU, which is given its batches whole."""
-    return 0 if jax.default_backend() == "cpu" else device_memory()
+"""Part of the free disk that image features, or image tokens of the teacher, may take."""
+TRAINED, STORED = 12, 8
+"""Bytes of a trained parameter beside its value: its gradient and two moments in float32; in a checkpoint, the moments
+alone."""
+CHECKPOINTS = 3
+"""Checkpoints of a stage on disk at most: two are kept while a third one is written."""
 
 
 def with_room(
@@ -49,12 +49,12 @@ def with_room(
     Returns:
         The tables, and lines about the stages that were changed.
     """
-    limit, tables, lines, recipe = memory_limit(), [], [], recipe_of(raw, "plan")
+    limit, tables, lines, recipe = device_memory(), [], [], recipe_of(raw, "plan")
     for table, work in zip(raw["stage"], recipe.work, strict=True):
         stage, held, narrow = work.stage, held_by(work, config, narrow), left_by(work, config, narrow)
         parts = micro_batches(config, stage, samples, limit, held, on_disk=recipe.features == "disk")
         config = planned(config, stage, segment_targets(config, stage)[-1])
-        if limit and (kept := _state_bytes(config, stage, held)) > limit:
+        if (kept := _state_bytes(config, stage, held)) > limit:
             lines.append(
                 f"warning: stage {stage.name} keeps {kept / 1e9:.3g} GB of parameters and moments on each device, which"
                 f" has {limit / 1e9:.3g} GB: split them with --mesh fsdp=N, or take a larger device"
@@ -71,10 +71,45 @@ def with_room(
     return {**raw, "stage": tables}, lines
 
 
+def token_bytes(config: LMMConfig, slots: float) -> float:
+    """Returns the bytes of the output of the teacher's bridge in its cache.
+
+    Args:
+        config: config of the teacher.
+        slots: image slots of all rows.
+    """
+    return 2 * slots * config.bridge_tokens * config.language.decoder.embed
+
+
+def checkpoint_bytes(
+    tables: Mapping[str, Any], config: LMMConfig, wanted: Mapping[str, int], rows: int, narrow: Narrow
+) -> float:
+    """Returns the bytes on disk of a run's checkpoints: those of the steps of its largest stage, and all stages.
+
+    Args:
+        tables: tables of the recipe without its stages.
+        config: config of the initial model.
+        wanted: axis -> units of the student.
+        rows: number of training records.
+        narrow: as in `with_room`.
+    """
+    steps, results = 0.0, 0.0
+    for work, before, after in _planned_stages(tables, config, wanted, rows):
+        held = held_by(work, before, narrow)
+        step, result = (_state_bytes(after, work.stage, held, beside=each) for each in (STORED, 0))
+        steps, results = max(steps, step), results + result
+    return (CHECKPOINTS * steps + results) * sharding.model_parts()
+
+
 def with_disk(
-    tables: Mapping[str, Any], config: LMMConfig, wanted: Mapping[str, int], samples: Samples, folder: Path
-) -> tuple[dict[str, Any], list[str]]:
-    """Lets a run compute image features in every step where they do not fit on the disk.
+    tables: Mapping[str, Any],
+    config: LMMConfig,
+    wanted: Mapping[str, int],
+    samples: Samples,
+    folder: Path,
+    taken: float = 0.0,
+) -> list[tuple[dict[str, Any], list[str]]]:
+    """Returns the choices of a run between image features on the disk and in every step.
 
     Args:
         tables: tables of the recipe without its stages; `features` of their own stay.
@@ -82,24 +117,33 @@ def with_disk(
         wanted: axis -> units of the student.
         samples: training records.
         folder: folder of the run, or the nearest one above it that exists.
+        taken: bytes of the free disk that the run takes before its image features.
 
     Returns:
-        The tables, and a line if they are changed.
+        The tables of each choice, and a line if they are changed; those on the disk come first, if they fit.
     """
-    of = stages(config, wanted, len(samples), Scale(1.0, 1.0), Tuned())
-    needed, model = 0, config
-    for stage in recipe_of({**tables, "stage": of}, "plan").stages:
-        needed = max(needed, stored_features(model, stage, samples))
-        model = planned(model, stage, segment_targets(model, stage)[-1])
-    place = next(one for one in (folder, *folder.resolve().parents) if one.exists())
-    free = shutil.disk_usage(place).free
-    if "features" in tables or needed <= DISK * free:
-        return dict(tables), []
-    line = (
-        f"disk: image features would take {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free: every step computes them"
-        ' (features = "recompute")'
-    )
-    return {**tables, "features": "recompute"}, [line]
+    each = _planned_stages(tables, config, wanted, len(samples))
+    needed = max((stored_features(before, work.stage, samples) for work, before, _ in each), default=0)
+    if "features" in tables or not needed:
+        return [(dict(tables), [])]
+    free = max(0.0, shutil.disk_usage(nearest(folder)).free - taken)
+    computed, remedy = {**tables, "features": "recompute"}, 'every step computes them (features = "recompute")'
+    if needed <= DISK * free:
+        line = f"image features: {remedy}, which takes less time than those of all rows"
+        return [(dict(tables), []), (computed, [line])]
+    line = f"disk: image features would take {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free: {remedy}"
+    return [(computed, [line])]
+
+
+def _planned_stages(
+    tables: Mapping[str, Any], config: LMMConfig, wanted: Mapping[str, int], rows: int
+) -> Iterator[tuple[Work, LMMConfig, LMMConfig]]:
+    """Yields each stage of a plan with all of its steps, and the configs before and after its cut."""
+    of = stages(config, wanted, rows, Scale(1.0, 1.0), Tuned())
+    for work in recipe_of({**tables, "stage": of}, "plan").work:
+        after = planned(config, work.stage, segment_targets(config, work.stage)[-1])
+        yield work, config, after
+        config = after
 
 
 def trial_tables(
@@ -136,7 +180,7 @@ def micro_batches(
         config: model config before the stage.
         stage: the stage.
         samples: training records.
-        limit: bytes of a device; 0 for any.
+        limit: bytes of a device.
         held: parameters that the stage holds in two bytes.
         on_disk: whether image features are on disk, so that steps do not compute them.
 
@@ -144,7 +188,7 @@ def micro_batches(
         The number of equal parts, each of which the devices share evenly; the stage's `accumulate` if it sets one.
     """
     table, targets = stage.optimizer, segment_targets(config, stage)[-1]
-    if not limit or table.accumulate > 1:
+    if table.accumulate > 1:
         return table.accumulate
     lengths = samples.lengths
     if on_disk and reads_features(config, stage, targets):
@@ -161,7 +205,7 @@ def micro_batches(
     return next((n for n, part in parts if part <= rows and sharding.padded_batch_size(part) == part), table.accumulate)
 
 
-def _state_bytes(config: LMMConfig, stage: Stage, held: Narrow, *, without: str = "") -> float:
+def _state_bytes(config: LMMConfig, stage: Stage, held: Narrow, *, without: str = "", beside: int = TRAINED) -> float:
     """Bytes on each device of a stage's parameters, and of gradients and moments of those that are trained.
 
     Args:
@@ -169,8 +213,9 @@ def _state_bytes(config: LMMConfig, stage: Stage, held: Narrow, *, without: str 
         stage: the stage.
         held: parameters that it holds in two bytes.
         without: dtype of parameters that are not counted.
+        beside: bytes of a trained parameter beside its value.
     """
     shapes = with_dtypes(shapes_with_adapters(abstract(config), stage.adapters), held)
     trained = sum(leaf.size for leaf in jax.tree.leaves(trainable(shapes, stage.constant)))
     counted = (leaf for leaf in jax.tree.leaves(shapes) if leaf.dtype.name != without)
-    return (TRAINED * trained + sum(leaf.size * leaf.dtype.itemsize for leaf in counted)) / sharding.model_parts()
+    return (beside * trained + sum(leaf.size * leaf.dtype.itemsize for leaf in counted)) / sharding.model_parts()

@@ -74,7 +74,9 @@ def tables(data: str, test: str) -> tuple[dict[str, Any], dict[str, Any]]:
     other = parted(test, "--test")
     if realpath(trained["path"]) == realpath(other["path"]):
         raise AntgmmError(f"--test {test} has the rows of --data: name other rows, or leave it out to hold out a tenth")
-    return trained, {**other, "take": "spread"}
+    # A recipe's second table inherits what it does not state; pictures of --test are not those of --data.
+    beside = {"images": ""} if "images" in trained else {}
+    return trained, {**beside, **other, "take": "spread"}
 
 
 def counted(table: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The recipe of a plan: stages tower by tower, with steps, batches and rates from model, rows and time."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import pruning
@@ -17,7 +17,7 @@ from experiments.run.schema import Recipe
 from experiments.run.schema.recipe import recipe_of
 
 IMAGE_VISITS, LANGUAGE_VISITS = 300_000, 80_000
-"""Samples that the stages of a plan see: its aim. The demo has 460 800 and 83 200, from 16 000 rows."""
+"""Samples that the stages of a plan see: its aim. The demo has 460 800 and 124 800, from 16 000 rows."""
 EPOCHS = 20
 """Most visits of each row on the image side; more only learn its pictures by heart."""
 WIDTH = 128
@@ -35,6 +35,8 @@ IMAGE = 0.2
 """Part of the training's time that the image side gets where time is short: its steps are cheap, its losses stay."""
 SCORED = 0.2
 """Largest part of the time for the scores on test records."""
+LOST, SAVED = 300.0, (10, 500)
+"""Seconds of training that a killed run loses at most, and limits of the steps between its checkpoints."""
 
 
 class Tuned(NamedTuple):
@@ -66,7 +68,6 @@ def base(goal: Goal, data: Mapping[str, Any], test: Mapping[str, Any]) -> dict[s
     """
     return {
         "seed": 0,
-        "checkpoint_every": 500,
         "calibration_batches": 4,
         "max_length": 4096,
         "max_answer": 1024,
@@ -172,10 +173,31 @@ class Machine(NamedTuple):
         return self._replace(rows=self.rows._replace(scored=rows))
 
 
+class Fitted(NamedTuple):
+    """A recipe with as many steps as the time allows.
+
+    Attributes:
+        raw: its tables.
+        seconds: expected duration of its run.
+        scale: its steps, as a part of the aim.
+        aim: expected duration with the steps of the aim.
+    """
+
+    raw: dict[str, Any]
+    seconds: float
+    scale: Scale
+    aim: float
+
+    @property
+    def order(self) -> tuple[float, float]:
+        """Key for the best of several: most steps, then the shortest duration."""
+        return round(self.scale.image + self.scale.text, 2), -self.seconds
+
+
 def fitted(
     goal: Goal, tables: Mapping[str, Any], config: LMMConfig, wanted: Mapping[str, int], machine: Machine, tuned: Tuned
-) -> tuple[dict[str, Any], float]:
-    """Returns the tables of the recipe with as many steps as the time allows, and its expected seconds.
+) -> Fitted:
+    """Returns the tables of the recipe with as many steps as the time allows.
 
     Args:
         goal: the goal, with the minutes; 0 for the steps of the demo, within `MOST_MINUTES`.
@@ -186,12 +208,15 @@ def fitted(
         tuned: settings of the language stages.
     """
 
-    def written(image: float, text: float) -> tuple[dict[str, Any], float]:
+    def written(image: float, text: float) -> tuple[dict[str, Any], list[tuple[str, float]]]:
         raw = {**tables, "stage": stages(config, wanted, machine.rows.trained, Scale(image, text), tuned)}
         return raw, _expected(raw, config, machine)
 
-    few = written(0.01, 0.01)[1]
-    of_image, of_text = written(1.0, 0.01)[1] - few, written(0.01, 1.0)[1] - few
+    def duration(image: float, text: float) -> float:
+        return _total(written(image, text)[1])
+
+    few = duration(0.01, 0.01)
+    of_image, of_text = duration(1.0, 0.01) - few, duration(0.01, 1.0) - few
     left = goal.seconds - machine.spent - few
     most = LONGEST if goal.minutes else 1.0
     both = left / (of_image + of_text)
@@ -202,9 +227,23 @@ def fitted(
         return max(0.01, min(most, (left - image * of_image) / each))
 
     text = affordable(of_text)
-    if (longer := written(0.01, text)[1] - few) > 0:  # with fewer steps the batches are smaller, and a row takes longer
+    if (longer := duration(0.01, text) - few) > 0:  # with fewer steps the batches are smaller, and a row takes longer
         text = affordable(longer / text)
-    return written(image, text)
+    raw, times = written(image, text)
+    every = {"checkpoint_every": saved_every(raw, dict(times))}
+    return Fitted({**every, **raw}, _total(times), Scale(image, text), few + of_image + of_text)
+
+
+def saved_every(raw: Mapping[str, Any], times: Mapping[str, float]) -> int:
+    """Returns the number of steps between checkpoints, of which those of the slowest stage take `LOST` seconds.
+
+    Args:
+        raw: tables of the recipe.
+        times: title of each part of the run -> expected seconds.
+    """
+    slowest = max(times[work.title] / work.stage.steps for work in recipe_of(raw, "plan").work)
+    least, most = SAVED
+    return max(least, min(most, int(LOST / slowest)))
 
 
 def scored_rows(
@@ -224,15 +263,19 @@ def scored_rows(
     """
     rows = machine.rows.scored
     raw = {**tables, "stage": stages(config, wanted, machine.rows.trained, Scale(1.0, 1.0), Tuned())}
-    every, none = (_expected(raw, config, machine.scoring(scored)) for scored in (rows, 0))
+    every, none = (_total(_expected(raw, config, machine.scoring(scored))) for scored in (rows, 0))
     affordable = SCORED * goal.seconds / (every - none)
     return rows if affordable >= 1 else min(rows, max(COARSE, int(affordable * rows)))
 
 
-def _expected(raw: Mapping[str, Any], config: LMMConfig, machine: Machine) -> float:
-    """Expected seconds of the run of a recipe's tables."""
+def _expected(raw: Mapping[str, Any], config: LMMConfig, machine: Machine) -> list[tuple[str, float]]:
+    """Title and expected seconds of each part of the run of a recipe's tables."""
     every = parts(recipe_of(raw, "plan"), config, machine.rows, machine.teacher)
-    return sum(seconds(part, machine.rate) for part in every if part.title not in machine.without)
+    return [(part.title, seconds(part, machine.rate)) for part in every if part.title not in machine.without]
+
+
+def _total(times: Iterable[tuple[str, float]]) -> float:
+    return sum(each for _, each in times)
 
 
 def _steps(visits: float, batch: int) -> int:

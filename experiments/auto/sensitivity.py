@@ -99,6 +99,7 @@ def increases(
     batches: Iterable[Mapping[str, jax.Array]],
     *,
     dtype: str = "float32",
+    progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, float]:
     """Measures how much the loss on the labels grows when each axis is cut, without training.
 
@@ -108,6 +109,7 @@ def increases(
         gates: axis -> gates, from `closed`.
         batches: calibration batches, at least one.
         dtype: dtype of computation.
+        progress: called with the number of passes over a batch; there is one for each axis, and one without a cut.
 
     Returns:
         axis -> increase of the mean loss per answer token.
@@ -121,8 +123,9 @@ def increases(
     cuts = {"": {}, **gates}
     totals, count = dict.fromkeys(cuts, 0.0), 0
     for batch in batches:
-        for axis, cut in cuts.items():
+        for place, (axis, cut) in enumerate(cuts.items(), 1):
             totals[axis] += float(gather(measured(params, {**open_gates, **cut}, batch)))
+            progress(count * len(cuts) + place)
         count += 1
     return {axis: (total - totals[""]) / count for axis, total in totals.items() if axis}
 

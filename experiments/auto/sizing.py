@@ -6,20 +6,24 @@ from functools import lru_cache, partial
 from math import ceil
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
 import pruning
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig, on_image_side
 from antgmm_jax.families import complete
+from antgmm_jax.parallel import sharding
 from antgmm_jax.parallel.sharding import padded_batch_size
 from data.record import Arrays
 from experiments.auto.goal import Goal
 from experiments.auto.look import Look, longest_answer
 from experiments.auto.sensitivity import InTime, closed, factors, increases, reduced
 from experiments.lab.planning.rates import RequestSize, calibrate, predict
-from experiments.lab.planning.search import by_latency, by_parameters, time_request
+from experiments.lab.planning.search import by_latency, by_parameters, export_dtype, time_request
 from experiments.report.model_times import request_of
+from experiments.run.batch_size import rows_that_fit, saved_bytes
 from experiments.run.calibration import calibration_batches, importance_on
-from experiments.run.host.console import working
+from experiments.run.host.console import bar
 from experiments.run.rows.samples import Samples
 from experiments.run.student import Student, whole
 from pruning.costs import total_parameters
@@ -101,10 +105,12 @@ def chosen(goal: Goal, seen: Look, seed: int, dtype: str, seconds: float) -> Cho
     sensitivity = _sensitivity(seen.teacher, seen.trained, seed, dtype, seconds)
     weights, least, pins = sensitivity.factors(config), fewest_layers(config), unseen(config, seen.trained)
     search = partial(pruning.search, config, pins=pins, weights=weights, multiple=goal.multiple, least=least)
-    request, prompt = longest_request(seen.held)
-    price = lru_cache(maxsize=None)(partial(predict, calibrate(config, request, prompt), request=request))
-    timed = partial(time_request, prompt=prompt, answer=request.answer)
-    best, _ = by_latency(config, goal.latency_ms, search, price, timed)
+    (request, prompt), timed_in = longest_request(seen.held), export_dtype(goal.changes)
+    with sharding.without_mesh():  # a request is answered by one device
+        rates = calibrate(config, request, prompt, timed_in)
+        price = lru_cache(maxsize=None)(partial(predict, rates, request=request))
+        timed = partial(time_request, prompt=prompt, answer=request.answer, dtype=timed_in)
+        best, _ = by_latency(config, goal.latency_ms, search, price, timed)
     return Chosen(best.sized, sensitivity, best.measured)
 
 
@@ -222,20 +228,30 @@ def value_of(config: LMMConfig) -> Callable[[LMMConfig], float]:
 
 def _sensitivity(model: Student, samples: Samples, seed: int, dtype: str, seconds: float) -> Sensitivity:
     config, end = model.config, time.monotonic() + seconds
-    with working("sensitivity of the loss to each axis"):
-        params, rows = model.load(dtype), min(padded_batch_size(BATCH), len(samples))
-        count = min(batches_for(samples.totals["answer"] / len(samples)), len(samples) // rows)
+    rows, left = _rows(config, samples, dtype), reduced(config)
+    count = BATCH * batches_for(samples.totals["answer"] / len(samples)) // rows
+    count = max(1, min(count, len(samples) // rows))
+    # The time may end it earlier.
+    with bar("sensitivity of the loss to each axis", count * (1 + len(left))) as update:
+        params = model.load(dtype)
         batches = calibration_batches(samples, batch_size=rows, batches=count, seed=seed)
         scored = InTime(batches, PASS * (end - time.monotonic()))
         scores, _ = importance_on(scored, config, params, methods(sizes(config)), {}, seed=seed, dtype=dtype)
         evaluated = InTime(batches, end - time.monotonic())
-        left = reduced(config)
-        grown = increases(config, params, closed(config, scores, left), evaluated, dtype=dtype)
+        gates = closed(config, scores, left)
+        grown = increases(config, params, gates, evaluated, dtype=dtype, progress=lambda done: update(done, ""))
     return Sensitivity(grown, left, rows * min(scored.read, evaluated.read), rows * count)
 
 
+def _rows(config: LMMConfig, samples: Samples, dtype: str) -> int:
+    """Rows of a batch for sensitivity, if they fit; block influence keeps the states of all layers."""
+    states = saved_bytes(config, **samples.lengths, itemsize=jnp.dtype(dtype).itemsize, remat="full")
+    most = min(padded_batch_size(BATCH), len(samples))
+    return rows_that_fit(config, most, **samples.lengths, dtype=dtype, states=states)
+
+
 def batches_for(answer: float) -> int:
-    """Returns the number of batches for sensitivity with enough time.
+    """Returns the number of batches of `BATCH` rows for sensitivity with enough time.
 
     Args:
         answer: mean number of answer tokens of a row; conversations have many.

@@ -14,7 +14,6 @@ from distill import NO_TEACHER, Diverged
 from experiments.auto.look import Look, spread
 from experiments.auto.schedule import Machine, Tuned, language_stage, small_batch
 from experiments.auto.sizing import by_side
-from experiments.run.batch_size import rows_that_fit
 from experiments.run.features import ImageFeatures
 from experiments.run.host.console import say
 from experiments.run.objectives import Shared
@@ -145,9 +144,8 @@ class _Trials:
             except Diverged:
                 say(f"{title}: diverged")
                 return Trial(candidate, inf)
-        held = self._seen.held
-        rows = rows_that_fit(left.config, min(32, len(held)), **held.lengths, dtype="float32")
-        loss = token_loss(left.config, on_devices(left.config, left.params, "float32"), held, batch_size=rows)
+        loss = token_loss(left.config, on_devices(left.config, left.params, "float32"), self._seen.held)
+        shutil.rmtree(self._place / f"{self._done}", ignore_errors=True)  # checkpoints, of gigabytes each
         say(f"{title}: held-out loss {loss:.3f} after {work.stage.steps} steps")
         return Trial(candidate, loss)
 
@@ -155,6 +153,8 @@ class _Trials:
 def _recipe(
     tables: Mapping[str, Any], config: LMMConfig, text: Mapping[str, int], rows: int, candidate: Tuned, *, steps: int
 ) -> Recipe:
-    """A recipe with only the language stage, without shifts: they would need features of four views."""
+    """A recipe with only the language stage and labels, without shifts: they would need features of four views."""
     stage = {**language_stage(config, text, candidate, steps, small_batch(rows)), "name": "tune", "shift": 0}
-    return recipe_of({**tables, "stage": [stage]}, "plan")
+    # Candidates are compared by the loss of labels, and there is no teacher beside them.
+    tables = {**tables, "loss": {"hard": 1.0}, "teacher": {"path": tables["teacher"]["path"]}}
+    return recipe_of({**tables, "checkpoint_every": steps, "stage": [stage]}, "plan")

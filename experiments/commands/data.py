@@ -68,7 +68,10 @@ def maad(
 
 
 def prepare(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file with [data] to train on.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(metavar="RECIPE", help="A TOML file with [data] to train on, and a checkpoint (no preset)."),
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder.")],
     changes: Set = None,
     as_json: Json = False,

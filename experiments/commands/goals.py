@@ -33,16 +33,22 @@ Keep = Annotated[
 Minutes = Annotated[
     float,
     typer.Option(
-        min=0, metavar="M", help="Duration of plan and run on this machine; by default as the steps need, at most 30."
+        min=0,
+        metavar="M",
+        help="Duration that plan and run aim at (a forecast, no limit); by default what the steps need, at most 30.",
     ),
 ]
 _MOST = 1e6
 """Numbers of minutes and of milliseconds are below this."""
-DECIDED = {f"optimizer.{key}" for key in ("kind", "learning_rate", "batch_size", "warmup")} | {
-    "buckets",
-    "prompt_buckets",
-    "pack",
-}
+DECIDED = (
+    {"optimizer"}
+    | {f"optimizer.{key}" for key in ("kind", "learning_rate", "batch_size", "warmup")}
+    | {
+        "buckets",
+        "prompt_buckets",
+        "pack",
+    }
+)
 """Keys of a recipe that a plan sets itself."""
 PlanOnly = Annotated[bool, typer.Option("--plan", help="Only print and write the plan, a recipe.")]
 
@@ -69,7 +75,7 @@ class Wish(NamedTuple):
         Raises:
             AntgmmError: an option is missing or invalid, or there is more than one budget.
         """
-        from experiments.auto.goal import STAGES, Goal, parameters, ratio, share, stage_of
+        from experiments.auto.goal import STAGES, Goal, key_of, parameters, ratio, share, stage_of
         from experiments.auto.rows import tables
 
         for option, value in {"--latency-ms": self.latency_ms, "--minutes": self.minutes}.items():
@@ -87,7 +93,7 @@ class Wish(NamedTuple):
         kept = tuple(one for one in changes if stage_of(one) is None)
         if absent := {stage_of(one) for one in changes} - {None, *STAGES, *map(str, range(len(STAGES)))}:
             raise AntgmmError(f"--set stage.{min(map(str, absent))}: a plan has the stages {', '.join(STAGES)}")
-        if decided := [key for key in (one.partition("=")[0].strip() for one in kept) if key in DECIDED]:
+        if decided := [key for key in map(key_of, kept) if key in DECIDED]:
             raise AntgmmError(f"--set {decided[0]}: the plan decides it; write the plan with --plan, and edit it")
         multiple = scheme.multiple if scheme else 0
         return Goal(self.model, *tables(self.data, self.test), *budget, multiple, self.minutes, kept)

@@ -281,7 +281,7 @@ def tasks(
     ] = 10.0,
     as_json: Json = False,
 ) -> None:
-    """Compress teachers of real digits, tables and photographs without a recipe, beside controls from scratch."""
+    """Compress teachers of digits, charts, photographs and tables without a recipe, beside controls from scratch."""
     require("tasks", "torch", "report")
     say(f"tasks: training, compressing and controls in {run}")
     from experiments.auto.goal import ratio
@@ -313,8 +313,8 @@ COMMANDS = {
         " --out experiments/lab/results/study.json --arm full --arm scratch",
     ),
     "tasks": (tasks, "antgmm lab tasks --run runs/tasks --out experiments/lab/results/tasks.json --task digits"),
-    "peers": (peers, "antgmm lab peers --out experiments/lab/results/peers.json, after `make peers-env`"),
-    "servers": (servers, "antgmm lab servers --out runs/servers.json --preset llava-tiny, after `make vllm-env`"),
+    "peers": (peers, "antgmm lab peers --out experiments/lab/results/peers.json, after make peers-env"),
+    "servers": (servers, "antgmm lab servers --out runs/servers.json --preset llava-tiny, after make vllm-env"),
     **serving.LAB,
     "plans": (plans, "antgmm lab plans --out experiments/lab/results/plans.json --machine v5e-16"),
     "energy": (

@@ -101,7 +101,8 @@ def _chat_line(chat: Mapping[str, Any] | None) -> str:
     if chat is None:
         return "no processor: save the model's processor in its directory before training on rows"
     by = "by the chat template" if chat["template"] else "no chat template"
-    return f"{by}: a question about a picture is {chat['text']!r}, {chat['tokens']} tokens"
+    warning = f"; warning: {chat['warning']}" if chat["warning"] else ""
+    return f"{by}: a question about a picture is {chat['text']!r}, {chat['tokens']} tokens{warning}"
 
 
 def _legal(config: "LMMConfig", axis: str, size: int) -> dict[str, Any]:
@@ -264,13 +265,14 @@ def export(
     assert result is not None  # never None with questions and one process
     if quantize:
         from antgmm_jax.io.loading import load_processor
-        from experiments.run.export.quantized import publish_quantized
+        from experiments.run.export.quantized import advise_upload, publish_quantized
         from experiments.run.rows.samples import Samples
 
         answered = Samples(
             records(data, samples, fewer=True), load_processor(out), student.config, prompt=prompt_template
         )
         publish_quantized(out, quantize, answered, max_new_tokens)
+        advise_upload(out, quantize, push)
     upload(out, push)
     rows = [
         ("largest difference of logits", f"{result.max_abs_logit_diff:.2g}"),

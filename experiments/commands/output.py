@@ -64,7 +64,7 @@ Coordinator = Annotated[
         "--coordinator",
         metavar="HOST:PORT",
         envvar="JAX_COORDINATOR_ADDRESS",
-        help="Address of process 0, with several processes; 'auto' in a Slurm or Kubernetes job.",
+        help="Address of process 0, with several processes; 'auto' in a Slurm job or on a TPU slice of GKE.",
     ),
 ]
 Processes = Annotated[int, typer.Option("--processes", min=1, envvar="JAX_NUM_PROCESSES", help="Number of processes.")]

@@ -51,6 +51,15 @@ def plan(
             min=0, max=LONGEST_ANSWER, help="Answer tokens per sample; 0 for 48, or the `max_answer` of a recipe."
         ),
     ] = 0,
+    slots: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=MOST_TOKENS,
+            help="Image slots per sample: tiles of its pictures, or squares of merged patches; 0 for those of one image"
+            " of the usual size.",
+        ),
+    ] = 0,
     remat: Annotated[
         Remat,
         typer.Option(help="What layers save for the backward pass, from all to their inputs alone."),
@@ -72,19 +81,21 @@ def plan(
         given = {"--student": student, "--size": size, "--batch": batch != BATCH, "--remat": remat != REMAT}
         if unread := [option for option, value in given.items() if value]:
             raise AntgmmError(f"{model} says that itself: leave out {', '.join(unread)}, or change it with --set")
-        _whole_run(model, preset, mesh, length, answer, chip, compiler, overrides or (), as_json)
+        rows = {"length": length, "answer": answer, "slots": slots or None}
+        _whole_run(model, preset, mesh, rows, chip, compiler, overrides or (), as_json)
         return
     if overrides:
         raise AntgmmError("--set changes a recipe, and there is none: use --student, --size, --batch and --remat")
     say(f"plan: compiling a training step of {name_of(model, preset)} for {mesh}")
     from experiments.lab.planning import step as planning
     from experiments.lab.planning.chips import CHIPS
+    from experiments.lab.planning.shapes import image_tokens
 
     sizes, target = _devices(mesh, chip, compiler)
     teacher = config_of(model, preset)
-    length = length or max(128, teacher.usual_tokens + 64)
+    length = length or max(128, image_tokens(teacher, slots or None) + 64)
     smaller = _student(student, size or (), teacher)
-    request = planning.StepSpec(smaller, teacher, batch, length, answer or 48, remat)
+    request = planning.StepSpec(smaller, teacher, batch, length, answer or 48, remat, slots=slots or None)
     planning.check(request)
     step = planning.compiled(request, sizes, target)
     if chip and step.total > CHIPS[chip].memory:
@@ -118,8 +129,7 @@ def _whole_run(
     path: Path,
     preset: str,
     mesh: str,
-    length: int,
-    answer: int,
+    rows: Mapping[str, Any],
     chip: str,
     compiler: str,
     overrides: Sequence[str],
@@ -129,16 +139,22 @@ def _whole_run(
     from experiments.lab.planning import whole_run
     from experiments.lab.planning.chips import CHIPS
     from experiments.lab.planning.phase import Load
+    from experiments.lab.planning.shapes import image_tokens
 
     sizes, target = _devices(mesh, chip, compiler)
-    recipe, config, narrow = whole_run.opened(path, overrides, preset)
-    rows = length or config.usual_tokens + recipe.max_length, answer or recipe.max_answer
-    load = Load(sizes, target, *rows, memory=CHIPS[chip].memory if chip else math.inf, narrow=narrow)
-    phases = whole_run.figures([*whole_run.planned(recipe, config, load, chip, say)], chip, load.devices)
+    made = whole_run.opened(path, overrides, preset)
+    pictures = image_tokens(made.config, rows["slots"])
+    longest = rows["length"] or pictures + made.recipe.max_length, rows["answer"] or made.recipe.max_answer
+    if longest[0] <= pictures:
+        raise AntgmmError(f"--length {longest[0]}: the images alone take {pictures} tokens")
+    memory = CHIPS[chip].memory if chip else math.inf
+    load = Load(sizes, target, *longest, memory=memory, narrow=made.narrow, slots=rows["slots"])
+    phases = whole_run.figures([*whole_run.planned(made, load, chip, say)], chip, load.devices)
     note = (
         "GB that stay on each device, and of temporaries; GB on a machine for copies of arrays and batches made ahead;"
         f" GB on disk; GB that a device sends. Rows have {load.length} prompt and {load.answer} answer tokens: the"
-        " most that the recipe allows, or --length and --answer. Sums are arithmetic, the rest compiled programs."
+        f" recipe's longest text and answer, or --length and --answer, with {pictures} tokens of images (--slots)."
+        " Sums are arithmetic, the rest compiled programs."
     )
     if target and not CHIPS[chip].slices:
         note += " Attention is compiled without cuDNN, so on a GPU that has it long rows take fewer temporaries."

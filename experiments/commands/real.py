@@ -57,7 +57,7 @@ def cuts(
 
 
 COMMANDS = {
-    "smollm2": (smollm2, "antgmm lab smollm2 --out runs/real/base, after `make smollm2`"),
+    "smollm2": (smollm2, "antgmm lab smollm2 --out runs/real/base, after make smollm2"),
     "delta": (delta, "antgmm lab delta runs/real/answers/export --out delta.safetensors"),
     "cuts": (cuts, "antgmm lab cuts runs/real/base --out experiments/lab/results/cuts.json"),
 }

@@ -9,12 +9,16 @@ import typer
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
-from experiments.commands.output import Json, MaxNewTokens, Maybe, Mesh, Prompt, emit
+from data.limits import LONGEST_ANSWER
+from experiments.commands.output import Json, Maybe, Mesh, Prompt, emit
 from experiments.commands.sources import FORMS, check_rows, dtypes, records, template
 from experiments.run.host.console import bar, say, table
 
 if TYPE_CHECKING:
+    from antgmm_jax.config import LMMConfig
+    from antgmm_jax.pure import Params
     from data.source import Source
+    from experiments.run.rows.samples import Samples
     from experiments.run.scores.server import Server
 
 
@@ -25,7 +29,18 @@ class _Result(NamedTuple):
     answers: list[str]
 
 
+class _Checkpoint(NamedTuple):
+    """A model in JAX, and the questions that it reads."""
+
+    config: "LMMConfig"
+    params: "Params"
+    questions: "Samples"
+    processor: Any
+
+
 _SCORES = ("exact_match", "final_token", "rouge_l")
+_LENGTH = 32
+"""Maximum length of answers unless right ones are longer, or if no tokenizer is known to count their tokens."""
 
 
 def evaluate(
@@ -33,7 +48,14 @@ def evaluate(
     model: Maybe = None,
     samples: Annotated[int, typer.Option(min=0, help="Number of records, from the first; 0 for all.")] = 0,
     prompt: Prompt = "",
-    max_new_tokens: MaxNewTokens = 32,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=LONGEST_ANSWER,
+            help="Maximum length of an answer; 0 for the longest one of the data, at least 32. With --url alone 32.",
+        ),
+    ] = 0,
     batch: Annotated[
         int, typer.Option(min=1, max=1 << 20, help="Most questions per batch; fewer if they do not fit.")
     ] = 64,
@@ -68,14 +90,16 @@ def evaluate(
 
         check_target(answers)
     say(f"eval: scoring answers of {' and '.join(str(one) for one in (url, model) if one)} to {data}")
-    text, length, results = template(prompt, model), max_new_tokens, {}
+    text, results = template(prompt, model), {}
     server = _server(url, served_model, timeout) if url else None
     with _devices(mesh, model):
         source = records(data, samples)
+        checkpoint = None if model is None else _opened(model, source, text)
+        length = max_new_tokens or _longest(checkpoint)
         if server is not None:
             results["server"] = _served(server, source, text, length, clients)
-        if model is not None:
-            results["JAX"] = _in_jax(model, source, text, length, batch)
+        if checkpoint is not None:
+            results["JAX"] = _in_jax(checkpoint, length, batch)
     figures = {**next(iter(results.values())).figures, **({"url": url} if url else {})}
     if len(results) > 1:
         equal = sum(map(str.__eq__, results["server"].answers, results["JAX"].answers))
@@ -103,19 +127,30 @@ def _devices(mesh: str, model: Path | None) -> AbstractContextManager:
     return devices(mesh, "", 1, 0)
 
 
-def _in_jax(model: Path, source: "Source", prompt: str, max_new_tokens: int, batch: int) -> _Result:
-    """Scores and answers of a checkpoint."""
+def _opened(model: Path, source: "Source", prompt: str) -> _Checkpoint:
+    """A checkpoint and its questions, which are valid."""
     from antgmm_jax.io.convert import open_hf
     from antgmm_jax.io.loading import load_processor
-    from experiments.run.batch_size import compute_dtype
     from experiments.run.rows.samples import Samples
-    from experiments.run.scores.scoring import scored
 
     config, params = open_hf(model)
     processor = load_processor(model)
-    questions = Samples(source, processor, config, prompt=prompt)
-    limits = {"max_new_tokens": max_new_tokens, "batch_size": batch, "dtype": compute_dtype(dtypes(params)[-1])}
-    return _Result(*scored("answers", config, params, questions, processor, **limits))
+    return _Checkpoint(config, params, Samples(source, processor, config, prompt=prompt), processor)
+
+
+def _longest(checkpoint: _Checkpoint | None) -> int:
+    """Maximum length of answers that lets every right answer be given, if a tokenizer is known."""
+    return _LENGTH if checkpoint is None else max(_LENGTH, int(checkpoint.questions.rows.index.answer.max()))
+
+
+def _in_jax(checkpoint: _Checkpoint, max_new_tokens: int, batch: int) -> _Result:
+    """Scores and answers of a checkpoint."""
+    from experiments.run.batch_size import compute_dtype
+    from experiments.run.scores.scoring import scored
+
+    dtype = compute_dtype(dtypes(checkpoint.params)[-1])
+    limits = {"max_new_tokens": max_new_tokens, "batch_size": batch, "dtype": dtype}
+    return _Result(*scored("answers", *checkpoint, **limits))
 
 
 def _served(server: "Server", source: "Source", prompt: str, max_new_tokens: int, clients: int) -> _Result:
@@ -130,14 +165,17 @@ def _served(server: "Server", source: "Source", prompt: str, max_new_tokens: int
 
 
 def _shown(figures: Mapping[str, Mapping[str, Any]], result: Mapping[str, Any]) -> list[Any]:
-    """The scores as a table, with a column for each of server and JAX."""
+    """The scores as a table, with a column for each of server and JAX, and one for token losses in JAX."""
     scored = [*figures.values()]
     lossy = [one for one in scored if "token_loss" in one]  # a server gives none
     rows = [
         (kind or "-", *(one["by_type"][kind] for one in scored), *(one["token_loss_by_type"][kind] for one in lossy))
         for kind in result["by_type"]
     ]
-    rows += [(name, *(one.get(name, "-") for one in scored)) for name in (*_SCORES, *["token_loss"] * len(lossy))]
+    empty = [""] * len(lossy)
+    rows += [(name, *(one.get(name, "-") for one in scored), *empty) for name in _SCORES]
+    if lossy:
+        rows.append(("token_loss", *[""] * len(scored), *(one["token_loss"] for one in lossy)))
     head = ["question type", *(["exact match"] if len(figures) == 1 else figures), *["token loss"] * len(lossy)]
     cells = [[f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row] for row in rows]
     shown: list[Any] = [table(head, cells, f"{result['count']} questions")]

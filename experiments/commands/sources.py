@@ -3,6 +3,7 @@
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,8 +210,8 @@ def check_prompts(
 
     if data:
         questions = Samples(records(data, samples, fewer=True), load_processor(like), config, prompt=prompt)
-        rows = rows_that_fit(config, min(32, len(questions)), **questions.lengths, dtype="float32")
-        return [*questions.in_order(rows, prompts=True)], conversations(questions, CHECKED)
+        fits = partial(rows_that_fit, config, min(32, len(questions)), dtype="float32")
+        return [*questions.questions(fits)], conversations(questions, CHECKED)
     starts = range(0, samples, 32)
     batches = [random_batch(config, min(32, samples - start), seed=start // 32) for start in starts]
     return [{**batch, "index": batch["index"] + start} for batch, start in zip(batches, starts, strict=True)], []

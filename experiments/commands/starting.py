@@ -53,6 +53,7 @@ def check_options(run: Path, options: Options) -> tuple[tuple[str, ...], range]:
         AntgmmError: an option is invalid, or the folder is none that a run can have.
     """
     from antgmm_jax.io.stores import is_url
+    from experiments.run.files import nearest
     from experiments.run.host.logs import check_logs
     from experiments.run.host.tracing import parse_steps
 
@@ -60,7 +61,7 @@ def check_options(run: Path, options: Options) -> tuple[tuple[str, ...], range]:
         raise AntgmmError(f"--run {run}: a run works in a folder; use --run DIR --mirror URL")
     if run.exists() and not run.is_dir():
         raise AntgmmError(f"--run {run} is a file: name a folder")
-    place = next(place for place in (run.absolute(), *run.absolute().parents) if place.exists())
+    place = nearest(run.absolute())
     if not os.access(place, os.W_OK):
         raise AntgmmError(f"--run {run}: {place} cannot be written; choose another folder")
     logs, profile = tuple(options.logs or ()), parse_steps(options.profile)

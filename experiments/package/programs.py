@@ -34,8 +34,8 @@ class Start(nn.Module):
         super().__init__()
         self.model, self.tokens = model, tokens
 
-    def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, State]:
-        """Computes the first token, int64 [B], from the inputs of the model."""
+    def forward(self, **inputs: Tensor) -> tuple[Tensor, State]:
+        """Computes the first token, int64 [B], from the inputs of the model by name."""
         model, part = self.model, generating(self.model)
         if part is model:
             return self._first(**inputs)

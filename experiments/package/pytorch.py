@@ -19,6 +19,7 @@ from torch._inductor.package.package import load_package, package_aoti
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from antgmm_jax.config import LMMConfig
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.files import one_line
 from antgmm_jax.io.folders import Unwritten
 from antgmm_jax.pure import Params
@@ -26,7 +27,15 @@ from experiments.package.build import Form
 from experiments.package.programs import Next, Start, generating
 from experiments.package.requests import Limits, Prompt, Shape
 from experiments.report.latency import Request, jax_request, torch_request
-from experiments.run.export.in_torch import split, torch_answers, torch_gap, torch_logits, torch_model, torch_tensors
+from experiments.run.export.in_torch import (
+    split,
+    stop_at,
+    torch_answers,
+    torch_gap,
+    torch_logits,
+    torch_model,
+    torch_tensors,
+)
 from experiments.run.host.console import bar
 
 
@@ -34,14 +43,16 @@ class Answerer(NamedTuple):
     """The two programs of a shape.
 
     Attributes:
-        start: inputs -> first token and state.
+        start: inputs by name -> first token and state.
         step: token, number, state -> next token and state.
         limits: how answers end, from the file.
+        inputs: what the inputs have to be, from the file as `described`.
     """
 
     start: Callable[..., Any]
     step: Callable[..., Any]
     limits: Limits
+    inputs: str
 
     @classmethod
     def load(cls, file: Path, shape: Shape) -> "Answerer":
@@ -49,12 +60,21 @@ class Answerer(NamedTuple):
         start, step = (load_package(str(file), _program(part, shape)) for part in ("start", "next"))
         about = start.get_metadata()
         eos = tuple(int(token) for token in about["eos"].split(","))
-        return cls(start, step, Limits(int(about["tokens"]), eos, int(about["pad"])))
+        return cls(start, step, Limits(int(about["tokens"]), eos, int(about["pad"])), about["inputs"])
 
     def __call__(self, inputs: dict[str, Tensor]) -> np.ndarray:
-        """Greedy answers, int [B, N], padded after their end."""
+        """Greedy answers, int [B, N], padded after their end.
+
+        Raises:
+            AntgmmError: the inputs are not those of the program, which reads memory without a check.
+        """
+        if (given := described(inputs)) != self.inputs:
+            raise AntgmmError(
+                f"a .pt2 program reads {self.inputs}, but these rows have {given}: rows of one package need the same"
+                " number of pictures; leave out the others, or serve the files with vLLM"
+            )
         tokens, eos, pad = self.limits
-        token, state = self.start(inputs)
+        token, state = self.start(**inputs)
         answer, ended = [token], torch.isin(token, torch.tensor(eos))
         while len(answer) < tokens and not ended.all():
             token, state = self.step(token, torch.tensor(len(answer)), state)
@@ -74,9 +94,14 @@ def pytorch(directory: Path, config: LMMConfig, params: Params, limits: Limits) 
         limits: how answers end.
 
     Raises:
-        AntgmmError: transformers cannot load the files.
+        AntgmmError: transformers cannot load the files, or the positions of images have three axes.
     """
+    if config.language.decoder.rope_sections:
+        raise AntgmmError(
+            f"a {config.family} has no .pt2 package: its images have positions of three axes; serve the files with vLLM"
+        )
     model = torch_model(directory).cpu()
+    stop_at(model, eos=[*limits.eos], pad=limits.pad)
 
     def load(file: Path, shape: Shape) -> Callable[[Prompt], np.ndarray]:
         answer = Answerer.load(file, shape)
@@ -107,13 +132,21 @@ def _request(answer: Answerer, inputs: dict[str, Tensor], tokens: int) -> Reques
 
     def request() -> tuple[float, float, float]:
         begin = time.perf_counter()
-        token, state = answer.start(inputs)
+        token, state = answer.start(**inputs)
         first = time.perf_counter()
         for number in range(1, tokens):
             token, state = answer.step(token, torch.tensor(number), state)
         return 0.0, first - begin, time.perf_counter() - first
 
     return request
+
+
+def described(inputs: Mapping[str, Tensor]) -> str:
+    """Returns names, dtypes and shapes of inputs as text, such as "input_ids int64 1x48"."""
+    shown = (
+        f"{name} {str(x.dtype).removeprefix('torch.')} {'x'.join(map(str, x.shape))}" for name, x in inputs.items()
+    )
+    return ", ".join(sorted(shown))
 
 
 def _program(part: str, shape: Shape) -> str:
@@ -131,18 +164,19 @@ def _compiled(model: Any, limits: Limits, examples: Mapping[Shape, Prompt]) -> d
         AntgmmError: PyTorch cannot trace or compile the model.
     """
     files: dict[str, Any] = {}
-    options = {"aot_inductor.package": True, "aot_inductor.metadata": limits.text()}
     subject, remedy = (lambda: f"PyTorch cannot compile a {type(model).__name__}"), "serve the files with transformers"
     shown = bar("compiling programs", 2 * len(examples))
     with shown as update, _quiet(), one_line(subject, remedy), _cache_errors(), torch.no_grad():
         for shape, prompt in examples.items():
             inputs = torch_tensors(model, prompt)
             start, step = Start(model, limits.tokens).eval(), Next(generating(model), limits.tokens).eval()
-            token, state = start(inputs)
-            arguments = {"start": (start, (inputs,)), "next": (step, (token, torch.tensor(1), state))}
-            for part, (module, example) in arguments.items():
-                program: Any = torch.export.export(module, example, strict=False).module()
-                files[_program(part, shape)] = torch._inductor.aot_compile(program, example, options=options)
+            about = limits.text() | {"inputs": described(inputs)}
+            options = {"aot_inductor.package": True, "aot_inductor.metadata": about}
+            token, state = start(**inputs)
+            arguments = {"start": (start, (), inputs), "next": (step, (token, torch.tensor(1), state), {})}
+            for part, (module, example, named) in arguments.items():
+                program: Any = torch.export.export(module, example, named, strict=False).module()
+                files[_program(part, shape)] = torch._inductor.aot_compile(program, example, named, options=options)
                 update(len(files), "")
     return files
 

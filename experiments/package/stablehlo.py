@@ -20,7 +20,7 @@ from antgmm_jax.blocks.pictures import from_hf
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.decoding import forced_logits, generate
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families import torch_images
+from antgmm_jax.families import family, torch_images
 from antgmm_jax.io.files import one_line
 from antgmm_jax.io.hub import local
 from antgmm_jax.io.leaves import named_leaves
@@ -53,9 +53,10 @@ def stablehlo(directory: Path, config: LMMConfig, params: Params, limits: Limits
         AntgmmError: images of this family are not squares without a place and text of their own.
     """
     if config.usual_place is not None or config.instruction:
+        servers = "antgmm serve" if family(config).vllm(config) is None else "vLLM or antgmm serve"
         raise AntgmmError(
             f"a {config.family} has no .stablehlo package: its images have places or text of their own;"
-            " try a .pt2 file, or serve the files with antgmm serve"
+            f" serve the files with {servers}"
         )
     hf, left = hf_config(local(directory)), not config.encoder_decoder
     exact = on_devices(config, params, "float32")

@@ -11,8 +11,8 @@ import jinja2
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.files import check_regular
-from experiments.report import plots, tables
-from experiments.report.tables import Report
+from experiments.report import plots, sentences, tables
+from experiments.report.sentences import Report, engines
 from experiments.run.host.console import count
 
 PHASES = ("vision", "prefill", "decode")
@@ -46,11 +46,11 @@ def page(report: Report, directory: Path) -> str:
         keep_trailing_newline=True,
     )
     return environment.get_template("page.html").render(
-        headline=tables.headline(report),
+        headline=sentences.headline(report),
         provenance=tables.provenance(report),
         sections=tables.sections(report),
         plots={name: list(section) for name, section in _plots(report)},
-        export_gate=tables.export_gate(report),
+        export_gate=sentences.export_gate(report),
         examples=[{**example, "data": _inlined(directory, example["picture"])} for example in report["examples"]],
         mark=tables.mark,
         uncurved=[stage["name"] for stage in report["stages"] if not stage["history"]],
@@ -73,7 +73,7 @@ def _pareto(report: Report) -> Iterator[tuple[str, str]]:
     scores = [(name, figures["exact_match"]) for name, figures in tables.models(report)]
     sizes = [figures["params"] for _, figures in tables.models(report)]
     kinds: list[tuple[str, list[float], Callable[[float], str], str]] = [("parameters", sizes, count, "")]
-    if tables.engines(report):
+    if engines(report):
         times = [latency["p50"] for _, latency in tables.latencies(report, "jax")]
         kinds.append(("milliseconds per request in JAX", times, lambda value: f"{value:.3g}", " ms"))
     for label, costs, form, unit in kinds:
@@ -84,7 +84,7 @@ def _pareto(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def _phases(report: Report) -> Iterator[tuple[str, str]]:
-    for engine, name in tables.engines(report).items():
+    for engine, name in engines(report).items():
         rows = tables.latencies(report, engine)
         values = "; ".join(f"{model} {_split(times)}" for model, times in rows)
         caption = f"{name}: time of each phase of a request, with their sum at the end of each bar."

@@ -2,7 +2,8 @@
 
 import re
 
-from experiments.report.tables import Report, Table, answers, export_gate, headline, provenance, sections
+from experiments.report.sentences import Report, export_gate, headline
+from experiments.report.tables import Table, answers, provenance, sections
 
 
 def markdown(report: Report) -> str:

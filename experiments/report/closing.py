@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from experiments.report.sentences import quality, up_to_ties
 from experiments.report.tables import NOT_MEASURED
 from experiments.run.host.console import count, table
 
@@ -42,11 +43,12 @@ def summary(figures: Mapping[str, Any]) -> Table:
             rows.append(row(name, energy[0]["joules"], energy[1]["joules"], joules))
     if "jax" not in latency:
         rows.append(("latency", *[NOT_MEASURED] * 2, ""))
-    for key, name in (("exact_match", "exact match (macro)"), ("exact_match_hard", "... on hard records")):
-        if key in teacher:
-            scores = (f"{model[key]:.4f}" for model in (teacher, student))
-            rows.append((name, *scores, f"{100 * (student[key] - teacher[key]):+.1f} points"))
+    measure = "ROUGE-L" if figures["free_text"] else "exact match (macro)"
+    for records, name in (("", measure), ("_hard", "... on hard records")):
+        if f"exact_match{records}" in teacher:
+            old, new = (quality(figures, model, records) for model in ("teacher", "student"))
+            rows.append((name, f"{old:.4f}", f"{new:.4f}", f"{100 * (new - old):+.1f} points"))
     gate = figures["export"]
-    verdict = f"{100 * gate['answers_equal']:.0f} % of {gate['prompts']} answers equal"
+    verdict = f"{100 * gate['answers_equal']:.0f} % of {gate['prompts']} answers equal{up_to_ties(gate)}"
     rows.append(("export loaded by transformers", "", "passed" if gate["passed"] else "failed", verdict))
     return table(["", "teacher", "student", ""], rows)

@@ -13,9 +13,12 @@ from antgmm_jax.families import from_dict
 from antgmm_jax.io import checkpoint
 from antgmm_jax.io.books import read_book
 from antgmm_jax.pure import Params
-from data.metrics import normal
-from experiments.report.model_times import answer_length, compared, stages_of
+from data.metrics import most_frequent, normal
+from experiments.report.choices import choices
+from experiments.report.model_times import answer_length, compared, stages_of, timed_dtype
 from experiments.report.savings import kwh_a_year, payback
+from experiments.report.sentences import ENGINES
+from experiments.run.export.export_gate import GateResult
 from experiments.run.folder import RunFolder
 from experiments.run.host.allocator import return_freed_memory
 from experiments.run.host.facts import machine
@@ -27,6 +30,10 @@ from experiments.run.status import WHOLE
 from experiments.run.student import Student
 
 EXAMPLES = 12
+VARIED = 0.5
+"""Above this share of different answers, they may be free text, which exact match does not measure."""
+ABOVE = 0.1
+"""A teacher that is less than this above the most frequent answers does not know the task."""
 RATES = (1, 100, 10_000)
 """Requests per second for which the report states the energy per year."""
 
@@ -68,7 +75,7 @@ def score(
         Its sizes and scores.
     """
     measured = known() if known else None
-    params = model.load(recipe.optimizer.dtype)
+    params = model.load(recipe.optimizer.dtype) if measured is None or hard is not None else None
     scores, answers = measured or _scores(f"{name} scores", model.config, params, test, recipe, processor)
     figures = {**size_of(model.config, test), "exact_match": scores["exact_match"], "scores": scores}
     if hard is not None:
@@ -100,11 +107,14 @@ def assembled(
     """
     models = {name: model.figures for name, model in scored.items()}
     answers = {name: model.answers for name, model in scored.items()}
-    latency, chosen = compared(times, answer_length(test)), choose(test, answers)
+    latency, chosen = compared(times, test, timed_dtype(recipe)), choose(test, answers)
+    scores = models["teacher"]["scores"]
     report = {
         "recipe": fingerprint(recipe),
         "seed": recipe.seed,
         "machine": machine(),
+        "free_text": is_free_text(test, scores),
+        "choices": choices(folder.path, recipe, len(scores["by_type"])),
         **models,
         "ratios": {
             "params": models["teacher"]["params"] / models["student"]["params"],
@@ -142,10 +152,29 @@ def size_of(config: LMMConfig, test: Samples) -> dict[str, Any]:
     }
 
 
+def is_free_text(test: Samples, scores: Mapping[str, Any]) -> bool:
+    """Whether ROUGE-L says more about the answers than exact match.
+
+    Args:
+        test: test records.
+        scores: scores of the teacher on them.
+
+    Returns:
+        Whether most answers are different, and the teacher repeats hardly more of them word by word than the most
+        frequent ones would; of few records, of which each is frequent, hardly more than half of them.
+    """
+    words = [test.records.words(row) for row in range(len(test))]
+    answers = [normal(row.answer) for row in words]
+    guessed = float(np.mean([*most_frequent([row.type for row in words], answers).values()]))
+    varied = len({*answers}) > VARIED * len(answers)
+    return varied and scores["exact_match"] < min(guessed, 0.5) + ABOVE
+
+
 def export_figures(gate: Mapping[str, Any]) -> dict[str, Any]:
     """Selects the figures of the export gate for the report."""
-    names = ("max_abs_logit_diff", "max_abs_logit", "torch_rounding", "answers_equal", "prompts", "passed")
-    return {name: gate[name] for name in names}
+    names = ("max_abs_logit_diff", "max_abs_logit", "torch_rounding", "answers_equal", "ties", "prompts", "passed")
+    result = GateResult(**gate)._asdict()
+    return {name: result[name] for name in names}
 
 
 def energy_figures(folder: RunFolder, latency: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,7 +190,7 @@ def energy_figures(folder: RunFolder, latency: Mapping[str, Any]) -> dict[str, A
         savings equal the energy of the run, None if there are no savings.
     """
     used, saved = folder.status.energy, {}
-    for engine in [name for name in latency if name != "tokens"]:
+    for engine in [name for name in ENGINES if name in latency]:
         teacher, student = (latency[engine][name]["energy"]["joules"] for name in ("teacher", "student"))
         saved[engine] = {
             "joules": teacher - student,

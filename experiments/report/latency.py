@@ -23,6 +23,9 @@ PHASES = ("vision", "prefill", "decode")
 LEAST, LONGEST = 10, 30.0
 """Minimum number of timed rounds, and the seconds after which no further round starts."""
 
+WARMUP = 3
+"""Number of rounds before the timed ones; the first one compiles."""
+
 ENERGY_SECONDS = 1.0
 """Minimum duration of an energy measurement: counters and load are updated only every 0.1 s."""
 
@@ -155,7 +158,7 @@ def timed(
 
 
 def measure(
-    requests: Mapping[Any, Request], *, repeats: int = 30, warmup: int = 3, title: str = "timing requests"
+    requests: Mapping[Any, Request], *, repeats: int = 30, warmup: int = WARMUP, title: str = "timing requests"
 ) -> dict[Any, Latency]:
     """Measures the latency of several requests, alternating between them.
 
@@ -168,14 +171,19 @@ def measure(
     Returns:
         name -> latency in milliseconds.
     """
-    out = {}
-    for name, seconds in timed(requests, repeats=repeats, warmup=warmup, title=title).items():
-        table = 1e3 * seconds
-        whole = table.sum(axis=1)
-        out[name] = Latency(
-            float(np.percentile(whole, 50)), float(np.percentile(whole, 95)), *map(float, np.median(table, axis=0))
-        )
-    return out
+    times = timed(requests, repeats=repeats, warmup=warmup, title=title)
+    return {name: summarised(seconds) for name, seconds in times.items()}
+
+
+def summarised(seconds: np.ndarray) -> Latency:
+    """Returns the latency of a request.
+
+    Args:
+        seconds: [rounds, 3], from `timed`.
+    """
+    table = 1e3 * seconds
+    high = [float(np.percentile(table.sum(axis=1), q)) for q in (50, 95)]
+    return Latency(*high, *map(float, np.median(table, axis=0)))
 
 
 def consumption(request: Request, repeats: int) -> dict[str, Any]:
@@ -183,7 +191,7 @@ def consumption(request: Request, repeats: int) -> dict[str, Any]:
 
     Args:
         request: a request that is already compiled.
-        repeats: minimum number of requests; they take at least `ENERGY_SECONDS`.
+        repeats: number of requests; more if they take less than `ENERGY_SECONDS`, fewer after `LONGEST` seconds.
 
     Returns:
         `joules` per request (energy of the machine, including idle power, divided by the number of `requests`), and
@@ -194,7 +202,7 @@ def consumption(request: Request, repeats: int) -> dict[str, Any]:
     count = 0
     with metered() as read:
         begin = time.perf_counter()
-        while count < repeats or time.perf_counter() - begin < ENERGY_SECONDS:
+        while (taken := time.perf_counter() - begin) < ENERGY_SECONDS or (count < repeats and taken < LONGEST):
             request()
             count += 1
     energy = read()
@@ -234,15 +242,13 @@ def in_jax(models: Mapping[Any, Served], tokens: int, repeats: int, dtype: str =
         dtype: dtype of computation.
 
     Returns:
-        model -> milliseconds by phase, and `energy` from `consumption`.
+        model -> milliseconds by phase, the number of measured `rounds`, and `energy` from `consumption`.
     """
     requests = {
         name: jax_request(model.config, model.params, model.prompt, tokens, dtype) for name, model in models.items()
     }
-    times = measure(requests, repeats=repeats, title="latency in JAX")
-    return {
-        name: {**latency._asdict(), "energy": consumption(requests[name], repeats)} for name, latency in times.items()
-    }
+    times = timed(requests, repeats=repeats, warmup=WARMUP, title="latency in JAX")
+    return {name: _figures(seconds, requests[name], repeats) for name, seconds in times.items()}
 
 
 def in_pytorch(models: Mapping[Any, Served], tokens: int, repeats: int, dtype: str = "float32") -> dict[Any, Any]:
@@ -258,7 +264,7 @@ def in_pytorch(models: Mapping[Any, Served], tokens: int, repeats: int, dtype: s
         dtype: dtype of computation.
 
     Returns:
-        model -> milliseconds by phase, `energy` from `consumption`, and the best number of `threads`.
+        model -> figures as of `in_jax`, and the best number of `threads`.
     """
     import torch
 
@@ -268,13 +274,15 @@ def in_pytorch(models: Mapping[Any, Served], tokens: int, repeats: int, dtype: s
             served = torch_model(model.directory).to(getattr(torch, dtype))
             request = torch_request(served, model.prompt, tokens)
             requests |= {(name, count): partial(with_threads, count, request) for count in thread_counts()}
-    times = measure(requests, repeats=repeats, title="latency in PyTorch")
+    times = timed(requests, repeats=repeats, warmup=WARMUP, title="latency in PyTorch")
     with_files = [name for name, model in models.items() if model.directory is not None]
-    best = {name: min(thread_counts(), key=lambda n: times[name, n].p50) for name in with_files}
-    return {
-        name: {**times[name, n]._asdict(), "threads": n, "energy": consumption(requests[name, n], repeats)}
-        for name, n in best.items()
-    }
+    best = {name: min(thread_counts(), key=lambda n: summarised(times[name, n]).p50) for name in with_files}
+    return {name: {**_figures(times[name, n], requests[name, n], repeats), "threads": n} for name, n in best.items()}
+
+
+def _figures(seconds: np.ndarray, request: Request, repeats: int) -> dict[str, Any]:
+    """Figures of a request that was timed, and its energy."""
+    return {**summarised(seconds)._asdict(), "rounds": len(seconds), "energy": consumption(request, repeats)}
 
 
 def thread_counts() -> list[int]:

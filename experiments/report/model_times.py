@@ -40,14 +40,14 @@ def latencies(
         recipe: recipe of the run.
         teacher: the teacher.
         student: the exported student.
-        test: test records; the first one is the request.
+        test: test records; `usual_row` of them is the request.
 
     Returns:
         engine -> "teacher", folder of a stage or "student" -> milliseconds by phase and energy of a request. Empty in
         processes other than the first.
     """
-    prompt, tokens, times = request_of(test), answer_length(test), {}
-    dtype = compute_dtype(recipe.export.dtype)
+    prompt, tokens, times = request_of(test, usual_row(test)), answer_length(test), {}
+    dtype = timed_dtype(recipe)
     in_torch = from_first_process(bool(run_on_first(lambda: has_pytorch_device(total_parameters(teacher.config)))))
     models: dict[Any, tuple[Student, Any]] = {
         "teacher": (teacher, recipe.teacher.path),
@@ -67,27 +67,43 @@ def latencies(
     return times
 
 
+def timed_dtype(recipe: Recipe) -> str:
+    """Returns the dtype in which requests to the models of a run are timed: the one in which its export computes."""
+    return compute_dtype(recipe.export.dtype)
+
+
 def stages_of(folder: RunFolder, recipe: Recipe) -> list[Path]:
     """Returns the folders of the stages of a run."""
     return [folder.stage(number, stage.name) for number, stage in enumerate(recipe.stages, 1)]
 
 
-def compared(times: Mapping[str, Mapping[Any, Any]], tokens: int) -> dict[str, Any]:
+def compared(times: Mapping[str, Mapping[Any, Any]], test: Samples, dtype: str) -> dict[str, Any]:
     """Selects the latency of teacher and student for the report.
 
     Args:
         times: from `latencies`.
-        tokens: answer length.
+        test: test records.
+        dtype: dtype of computation.
 
     Returns:
         Milliseconds by engine, model and phase and the energy of a request, with the medians also as `<model>_ms` for
-        scripts, and the answer length `tokens`.
+        scripts; the `prompt` tokens and image `slots` of the request, the answer length `tokens`, and `dtype`.
     """
-    latency: dict[str, Any] = {"tokens": tokens}
+    index, row = test.rows.index, usual_row(test)
+    request = {"prompt": int(index.prompt[row]), "slots": int(index.slots[row]), "tokens": answer_length(test)}
+    latency: dict[str, Any] = {**request, "dtype": dtype}
     for engine, models in times.items():
         pair = {name: models[name] for name in ("teacher", "student")}
         latency[engine] = {**pair, **{f"{name}_ms": figures["p50"] for name, figures in pair.items()}}
     return latency
+
+
+def usual_row(samples: Samples) -> int:
+    """Returns the row with the prompt length and number of image slots that are nearest to the medians of all rows."""
+    index = samples.rows.index
+    lengths = [np.asarray(values, float) for values in (index.prompt, index.slots)]
+    distances = [np.abs(each - np.median(each)) / max(1.0, float(np.median(each))) for each in lengths]
+    return int(np.sum(distances, axis=0).argmin())
 
 
 def request_of(samples: Samples, row: int = 0) -> dict[str, Any]:

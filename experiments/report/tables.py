@@ -5,13 +5,8 @@ from typing import Any, NamedTuple
 
 from experiments.report.latency import Latency
 from experiments.report.savings import kwh_a_year
+from experiments.report.sentences import Report, assumed, engines, saved, scored, timed, trained
 from experiments.run.host.console import count
-
-Report = Mapping[str, Any]
-"""Contents of `report.json`."""
-
-ENGINES = {"jax": "JAX", "torch": "PyTorch"}
-
 
 NOT_MEASURED = "not measured"
 
@@ -33,29 +28,6 @@ class Section(NamedTuple):
     table: Table
 
 
-def headline(report: Report) -> str:
-    """Summarises the run in one sentence."""
-    ratios, lost = report["ratios"], 100 * (report["teacher"]["exact_match"] - report["student"]["exact_match"])
-    latency = " and ".join(
-        f"{_fold(ratios[engine], 'lower', 'higher')} {'latency ' if engine == 'jax' else ''}in {name}"
-        for engine, name in engines(report).items()
-    )
-    size = f"{_fold(ratios['params'], 'fewer', 'more')} parameters"
-    points = f"{abs(lost):.1f} points of macro exact match {'lost' if lost >= 0 else 'gained'}"
-    return ", ".join(filter(None, [size, latency, points])) + "."
-
-
-def engines(report: Report) -> dict[str, str]:
-    """Returns key and name of the engines that were measured: none if the recipe leaves latency out, and PyTorch only
-    with a device like JAX's.
-    """
-    return {engine: name for engine, name in ENGINES.items() if engine in report["latency"]}
-
-
-def _fold(ratio: float, less: str, more: str) -> str:
-    return f"{ratio:.1f}x {less}" if ratio >= 1 else f"{1 / ratio:.1f}x {more}"
-
-
 def provenance(report: Report) -> list[tuple[str, str]]:
     """Returns name and value of facts about the run and the machine."""
     machine = report["machine"]
@@ -65,7 +37,7 @@ def provenance(report: Report) -> list[tuple[str, str]]:
         ("System", machine["system"]),
         ("Seed", str(report["seed"])),
         ("Recipe", report["recipe"]),
-        ("Wall time, including interrupted attempts", f"{report['wall_seconds']:.0f} s"),
+        ("Wall time of this run alone, including interrupted attempts", f"{report['wall_seconds']:.0f} s"),
     ]
 
 
@@ -80,17 +52,11 @@ def sections(report: Report) -> list[Section]:
     """
     slices = _slices(report)
     result = [
-        Section("models", "Teacher and student", _scored(report), _models(report)),
-        Section(
-            "stages",
-            "Stages",
-            "Size, quality and latency of the student after each stage, with its float32 parameters; the export has"
-            " the values of its files. Latency is the median of a request in JAX, measured one model at a time.",
-            _stages(report),
-        ),
+        Section("models", "Teacher and student", scored(report), _models(report)),
+        Section("stages", "Stages", trained(report), _stages(report)),
         Section("towers", "Parameters by tower", "", _towers(report)),
         *(_requests_sections(report) if engines(report) else ()),
-        Section("compression", "Energy of the compression", _assumed(report), _compression(report)),
+        Section("compression", "Energy of the compression", assumed(report), _compression(report)),
         Section("types", "Exact match by question type", "", _types(report)),
     ]
     if slices:
@@ -101,29 +67,10 @@ def sections(report: Report) -> list[Section]:
 
 def _requests_sections(report: Report) -> list[Section]:
     """Sections about requests that were timed."""
-    text = (
-        f"Milliseconds at batch 1 with {report['latency']['tokens']} answer tokens; medians for phases."
-        " PyTorch uses the number of threads that is fastest for each model."
-    )
     return [
-        Section("latency", "Latency of a request", text, _latency(report)),
-        Section("energy", "Energy of a request", _saved(report), _requests(report)),
+        Section("latency", "Latency of a request", timed(report), _latency(report)),
+        Section("energy", "Energy of a request", saved(report), _requests(report)),
     ]
-
-
-def export_gate(report: Report) -> str:
-    """Describes the result of the export gate."""
-    export = report["export"]
-    note = (
-        f"; large differences were checked in float64: PyTorch's float32 is off by up to {export['torch_rounding']:.2g}"
-        if export["torch_rounding"]
-        else ""
-    )
-    return (
-        f"Stock transformers, with the exported files in float32: logits differ by at most"
-        f" {export['max_abs_logit_diff']:.2g} (largest magnitude {export['max_abs_logit']:.3g}{note}),"
-        f" {100 * export['answers_equal']:.1f} % of {export['prompts']} greedy answers have equal tokens."
-    )
 
 
 def answers(report: Report) -> Table:
@@ -156,14 +103,6 @@ def latencies(report: Report, engine: str) -> list[tuple[str, Mapping[str, Any]]
     times = report["latency"][engine]
     stages = [(stage["name"], stage["latency"]) for stage in report["stages"]] if engine == "jax" else []
     return [("teacher", times["teacher"]), *stages, ("export", times["student"])]
-
-
-def _scored(report: Report) -> str:
-    """Explains the scores of teacher and student."""
-    tested = f"{report['teacher']['scores']['count']} test records"
-    if "scores_hard" in report["teacher"]:
-        tested += f" and {report['teacher']['scores_hard']['count']} hard ones"
-    return f"The student is the exported model, loaded from its files. Scores are on {tested}."
 
 
 def _models(report: Report) -> Table:
@@ -242,25 +181,11 @@ def _towers(report: Report) -> Table:
 
 def _latency(report: Report) -> Table:
     rows = [
-        [f"{name} {model}", *(f"{times[field]:.2f}" for field in Latency._fields)]
+        [f"{name} {model}", *(f"{times[field]:.2f}" for field in Latency._fields), str(times["rounds"])]
         for engine, name in engines(report).items()
         for model, times in latencies(report, engine)
     ]
-    return Table(["model", *Latency._fields], rows)
-
-
-def _saved(report: Report) -> str:
-    """Explains the energy of requests, and states when the run has paid off."""
-    savings = []
-    for engine, name in engines(report).items():
-        saved = report["energy"]["saved"][engine]
-        repaid = "never repaid" if saved["payback"] is None else f"repaid after {count(saved['payback'])} requests"
-        savings.append(f"{saved['joules']:.3g} J per request in {name} (energy of the run {repaid})")
-    return (
-        "Energy of the whole machine, including idle power, for consecutive requests. A year is 365 days at the given"
-        " rate, on as many fully used machines as necessary. The"
-        f" export saves {', and '.join(savings)}."
-    )
+    return Table(["model", *Latency._fields, "rounds"], rows)
 
 
 def _requests(report: Report) -> Table:
@@ -272,14 +197,6 @@ def _requests(report: Report) -> Table:
             years = [count(kwh_a_year(energy["joules"], float(rate))) for rate in rates]
             rows.append([f"{name} {model}", f"{energy['joules']:.3g}", energy["source"], *years])
     return Table(["model", "J per request", "source", *(f"kWh per year at {rate}/s" for rate in rates)], rows)
-
-
-def _assumed(report: Report) -> str:
-    """Explains the energy of the run, with its assumptions."""
-    return (
-        "Energy of the whole machine, including interrupted attempts. Stages include their evaluation, the run includes"
-        f" the measurements of this report. {'; '.join(report['energy']['run']['assumes'])}."
-    )
 
 
 def _compression(report: Report) -> Table:

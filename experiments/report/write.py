@@ -16,7 +16,7 @@ from experiments.report.as_html import page
 from experiments.report.as_markdown import markdown
 from experiments.report.figures import assembled, score
 from experiments.report.model_times import latencies
-from experiments.report.tables import Report
+from experiments.report.sentences import Report
 from experiments.run.export.card import Score, described, origin_of, title_of, write_card
 from experiments.run.export.export_gate import GateResult
 from experiments.run.files import write_bytes, write_text
@@ -29,7 +29,7 @@ from experiments.run.scores.scoring import scored
 from experiments.run.status import WHOLE
 from pruning.costs import total_parameters
 
-FORMAT = 4
+FORMAT = 5
 """Format version of report.json; other versions cannot be rendered."""
 
 AGAIN = "run the command of the run again"
@@ -179,7 +179,7 @@ def render(directory: Path, report: Report) -> str:
         AntgmmError: the report has another format version.
     """
     if report.get("format") != FORMAT:
-        raise AntgmmError(f"{directory / REPORT} was written by another version: {AGAIN}")
+        raise AntgmmError(f"{directory / REPORT} was written by another version: {AGAIN}, or antgmm report RUN --again")
     with one_line(lambda: f"{directory / REPORT} is damaged", AGAIN):
         text, html = markdown(report), page(report, directory)
     write_text(directory / "report.md", text)

@@ -1,27 +1,17 @@
 """Batch sizes of passes without gradients, from the memory of the devices."""
 
-import os
-
 import jax
 import numpy as np
 
 from antgmm_jax.config import LMMConfig, Remat, StackConfig, towers
+from antgmm_jax.decoding import crowded
 from antgmm_jax.parallel import sharding
+from antgmm_jax.parallel.memory import device_memory
+from antgmm_jax.pure import abstract
 from pruning.costs import cost, total_parameters
 
 SHARE = 0.6
 """Share of a device's memory for parameters and activations; the estimate leaves out what the compiler adds."""
-
-
-def device_memory() -> int:
-    """Returns the bytes of one device that JAX may use.
-
-    It does not depend on what is in use now, so that a resumed run gets the same batches.
-    """
-    device = jax.local_devices()[0]
-    if limit := (device.memory_stats() or {}).get("bytes_limit"):
-        return limit
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
 
 
 def compute_dtype(stored: str) -> str:
@@ -47,6 +37,7 @@ def rows_that_fit(
     dtype: str = "float32",
     states: int = 0,
     memory: float = 0,
+    generated: int = 0,
 ) -> int:
     """Returns the batch size of a forward pass or of generation that fits into memory.
 
@@ -59,13 +50,20 @@ def rows_that_fit(
         dtype: dtype of parameters and computation.
         states: bytes of a row of the result.
         memory: bytes of a device; 0 for `device_memory`.
+        generated: answer tokens that are generated: keys and values are then held twice, and maybe the decoder.
 
     Returns:
         `most`, halved until the batch fits; at least one row for each device.
     """
     itemsize, devices = np.dtype(jax.numpy.dtype(dtype)).itemsize, sharding.padded_batch_size(1)
-    free = SHARE * (memory or device_memory()) - total_parameters(config) * itemsize / sharding.model_parts()
+    memory, parts = memory or device_memory(), sharding.model_parts()
+    free = SHARE * memory - total_parameters(config) * itemsize / parts
     row, rows = states + row_bytes(config, text=text, answer=answer, slots=slots, itemsize=itemsize), most
+    if generated:
+        layers = itemsize * sum(leaf.size for leaf in jax.tree.leaves(abstract(config)["language"]["decoder"])) / parts
+        copied = sharding.platform() != "tpu" and not crowded(layers, memory)
+        row += cost(config, 1, max(text, 1), generated, itemsize=itemsize).kv_cache
+        free -= copied * layers
     while rows > devices and -(-rows // devices) * row > free:
         rows = max(rows // 2, devices)
     return rows

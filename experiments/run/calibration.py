@@ -1,11 +1,12 @@
 """Importance scores of all axes for pruning, from calibration batches."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import pruning
@@ -14,13 +15,13 @@ from antgmm_jax.config import LMMConfig, Tower, towers
 from antgmm_jax.io.loading import load_processor
 from antgmm_jax.io.placed import on_devices
 from antgmm_jax.parallel import preemption
-from antgmm_jax.parallel.sharding import shard_rows
+from antgmm_jax.parallel.sharding import padded_batch_size, shard_rows
 from antgmm_jax.pure import Params, functional, local_axes
 from data.record import PROMPT
 from data.source import Source
-from distill import LossConfig, make_loss
-from distill.teacher import to_dtype
-from experiments.run.batch_size import compute_dtype, rows_that_fit
+from distill import LossConfig, StepConfig, make_loss
+from distill.teacher import model_inputs, to_dtype
+from experiments.run.batch_size import compute_dtype, rows_that_fit, saved_bytes
 from experiments.run.rows.samples import Samples
 from experiments.run.schema.stage import IMPORTANCE, UNREAD
 from pruning.importance import Scores
@@ -134,7 +135,7 @@ def importance_on(
     scored = scored_by(config, methods)
 
     def apply(params: Params, batch: Mapping[str, jax.Array], *, collect: tuple[str, ...]) -> dict[str, jax.Array]:
-        return pure.apply(to_dtype(params, dtype), batch, collect=collect)
+        return pure.apply(to_dtype(params, dtype), model_inputs(batch), collect=collect)
 
     scores: dict[str, dict[str, np.ndarray]] = {}
     if "taylor" in used:
@@ -195,8 +196,57 @@ class _SafePoints(list[dict[str, jax.Array]]):
         return preemption.leaving(super().__iter__())
 
 
+def scoring_pieces(
+    table: StepConfig, config: LMMConfig, batches: int, *, text: int, answer: int, slots: int, memory: float = 0
+) -> dict[str, int]:
+    """Returns the batches of rows on which a model is scored before a stage: those of its steps, in parts that fit.
+
+    The model is larger than the student for which the stage's micro-batches are.
+
+    Args:
+        table: optimizer table of the stage.
+        config: config of the model.
+        batches: batches of the stage that are read.
+        text: as in `rows_that_fit`.
+        answer: as in `rows_that_fit`.
+        slots: as in `rows_that_fit`.
+        memory: as in `rows_that_fit`.
+
+    Returns:
+        `batch_size` and `batches`.
+    """
+    lengths = {"text": text, "answer": answer, "slots": slots}
+    # What a gradient keeps; states of all layers are no more.
+    states = saved_bytes(config, **lengths, itemsize=jnp.dtype(table.dtype).itemsize, remat=table.remat)
+    most = table.pieces(batches)["batch_size"]
+    fitting = rows_that_fit(config, most, **lengths, dtype=table.dtype, states=states, memory=memory)
+    # Parts of a micro-batch which the devices share evenly, so that the same rows are read.
+    parts = [rows for rows in range(1, most + 1) if most % rows == 0 and padded_batch_size(rows) == rows]
+    rows = max((rows for rows in parts if rows <= fitting), default=min(parts, default=most))
+    return {"batch_size": rows, "batches": table.batch_size * batches // rows}
+
+
+def importance_pieces(
+    table: StepConfig, config: LMMConfig, batches: int, methods: Mapping[str, str], **lengths: Any
+) -> dict[str, int]:
+    """Returns the batches for importance: micro-batches for Taylor scores, which are means over them, else as above.
+
+    Args:
+        table: as in `scoring_pieces`.
+        config: as in `scoring_pieces`.
+        batches: as in `scoring_pieces`.
+        methods: axis -> importance method.
+        lengths: `text`, `answer`, `slots` and `memory` of `scoring_pieces`.
+    """
+    if "taylor" in methods.values():
+        return table.pieces(batches)
+    return scoring_pieces(table, config, batches, **lengths)
+
+
 def calibration_batches(samples: Samples, *, batch_size: int, batches: int, seed: int) -> list[dict[str, jax.Array]]:
     """Returns batches on the devices with one sample per row, for measurements before training.
+
+    Rows of a batch need similar numbers of image slots; batches of all such groups are drawn.
 
     Args:
         samples: the records.
@@ -207,6 +257,27 @@ def calibration_batches(samples: Samples, *, batch_size: int, batches: int, seed
     Returns:
         The batches, without `index`.
     """
-    source = samples.shuffled(min(batch_size, len(samples)), seed + 500, full=True)
-    chosen = (next(source) for _ in range(batches))
+    size, groups, chosen = min(batch_size, len(samples)), [*samples.needs.alike()], []
+    for rows, count in zip(groups, apportioned([len(rows) for rows in groups], batches), strict=True):
+        # A group of fewer rows than a batch is read more than once.
+        source = samples.shuffled(size, seed + 500, full=True, rows=np.resize(rows, max(size, len(rows))))
+        chosen += [next(source) for _ in range(count)]
     return [shard_rows({name: value for name, value in batch.items() if name != "index"}) for batch in chosen]
+
+
+def apportioned(rows: Sequence[int], batches: int) -> list[int]:
+    """Returns the number of batches from each group of rows, in proportion to the rows.
+
+    Args:
+        rows: number of rows of each group. The first one has most images, and gets a batch also if it is small: without
+            any image, measurements of the image side would be zeros.
+        batches: number of batches, at least 1.
+    """
+    exact = batches * np.array(rows) / sum(rows)
+    counts = exact.astype(int)
+    for group in np.argsort(counts - exact, kind="stable")[: batches - counts.sum()]:
+        counts[group] += 1
+    if not counts[0]:
+        counts[counts.argmax()] -= 1
+        counts[0] = 1
+    return counts.tolist()

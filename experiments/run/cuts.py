@@ -49,7 +49,8 @@ def check_weights(config: LMMConfig, source: str) -> None:
     Raises:
         AntgmmError: the phase does not exist or has another shape.
     """
-    needed, trained = named_leaves({"params": abstract(config)}), checkpoint.stage_shapes(source)
+    needed = named_leaves({"params": abstract(config)})
+    trained = {name: leaf.shape for name, leaf in checkpoint.stage_shapes(source).items()}
     parts = {name.split(".")[1] for name in trained}
     wanted = {name: leaf.shape for name, (path, leaf) in needed.items() if path[1] in parts}
     if other := sorted(name for name in {*trained, *wanted} if trained.get(name) != wanted.get(name)):
@@ -76,13 +77,13 @@ def reads_features(config: LMMConfig, stage: Stage, targets: Mapping[str, int]) 
 
 
 def weighs_tokens(teacher: LMMConfig, stage: Stage) -> bool:
-    """Whether the loss of a stage needs weights of the teacher's image tokens; a single token has the weight 1.
+    """Whether the loss of a stage needs weights of the bridge's output tokens; a single token has the weight 1.
 
     Args:
         teacher: config of the teacher.
         stage: the stage.
     """
-    return stage.loss.bridge_tokens == "sensitivity" and teacher.image_tokens > 1
+    return stage.loss.bridge_tokens == "sensitivity" and teacher.bridge_tokens > 1
 
 
 def stored_features(config: LMMConfig, stage: Stage, samples: Samples) -> int:

@@ -22,19 +22,22 @@ from antgmm_jax.io.books import read_book, write_book
 from antgmm_jax.io.placed import on_devices
 from antgmm_jax.io.shards import Shards, Writer
 from antgmm_jax.parallel import preemption, sharding
-from antgmm_jax.parallel.processes import from_first_process, gather, run_on_first
+from antgmm_jax.parallel.processes import barrier, broadcast_from_first, from_first_process, gather, run_on_first
 from antgmm_jax.parallel.sharding import shard_rows
 from antgmm_jax.pure import Params, abstract, functional
 from data.shifting import drawn
 from distill import fingerprint
 from distill.trainable import under
 from experiments.run.batch_size import rows_that_fit
+from experiments.run.files import nearest
 from experiments.run.host.console import bar
 from experiments.run.rows.samples import Samples
 from experiments.run.student import Student
 
 VIEWS = 4
 """Number of shifted views per image in the cache."""
+FILES = 64
+"""Files of a cache, about; an interrupted computation goes on after the last whole one."""
 
 
 def views(shift: int) -> int:
@@ -129,9 +132,10 @@ class ImageFeatures:
 
         def remove() -> None:
             for path in self._folder.iterdir() if self._folder.exists() else ():
-                if path != but:
+                if but is None or path not in (but, _partial(but)):
                     shutil.rmtree(path, ignore_errors=not strict)
 
+        barrier("image features closed")  # NFS keeps files that another process of the machine reads
         run_on_first(remove)
 
 
@@ -148,11 +152,13 @@ def image_features(
 ) -> StoredViews:
     """Computes the image features of all rows, see `antgmm_jax.pure.Functional.features`.
 
+    An interrupted computation goes on with the rows that are not stored yet.
+
     Args:
         config: model config.
         params: model parameters.
         samples: encoded records.
-        directory: folder to write (atomically); all processes must see it.
+        directory: folder to write (atomically), named after what the features depend on; all processes must see it.
         shift: maximum random shift in pixels, in each direction; if positive, each row has `VIEWS` views.
         seed: seed of the shifts.
         batch_size: maximum number of rows per batch.
@@ -163,6 +169,7 @@ def image_features(
 
     Raises:
         AntgmmError: the disk is too full.
+        Preempted: SIGTERM was received; the rows up to here are stored.
     """
     run, rng, count = jax.jit(functional(config).features), np.random.default_rng(seed), views(shift)
     params, most = on_devices(config, params, dtype), min(batch_size, len(samples))
@@ -171,23 +178,46 @@ def image_features(
         return rows_that_fit(config, most, text=0, answer=0, slots=slots, dtype=dtype)
 
     moves = np.stack([drawn(rng, shift, (len(samples),)).astype(np.int16) for _ in range(count)])
-    partial, done = directory.with_name(f".{directory.name}.tmp"), 0
-    writer = run_on_first(lambda: _begin(partial))
-    with bar("image features", len(samples), safe_point=preemption.leave) as update:
-        for index, batch in samples.pictures(fits, moves):
-            computed = np.stack([gather(run(params, shard_rows(images))) for images in batch], axis=1)
-            if not done:
-                needed = feature_bytes(config, samples, shift, dtype)
-                run_on_first(lambda needed=needed: check_space(directory, needed))
-            rows, places = np.unique(index, return_index=True)  # a group's last batch repeats its last row
+    partial = _partial(directory)
+    stored = run_on_first(lambda: _begin(partial, len(samples)))
+    held = broadcast_from_first(np.zeros(len(samples), bool) if stored is None else stored)
+    slots = samples.needs.slots
+    needed = feature_bytes(config, samples, shift, dtype) * slots[~held].sum() / max(1, slots.sum())
+    run_on_first(lambda: check_space(directory, round(needed)))
+    writer, unsaved = None if stored is None else Writer(partial, 0), 0
+    with bar("image features", len(samples), int(held.sum()), safe_point=preemption.leave) as update:
+        try:
+            for index, batch in samples.pictures(fits, moves, held):
+                computed = np.stack([gather(run(params, shard_rows(images))) for images in batch], axis=1)
+                rows, places = np.unique(index, return_index=True)  # a group's last batch repeats its last row
+                new = ~held[rows]
+                if writer is not None:
+                    for row, features in zip(rows[new].tolist(), computed[places[new]], strict=True):
+                        writer.add(row, features[:, : samples.needs.slots[row]].tobytes())
+                held[rows], unsaved = True, unsaved + len(rows)
+                if writer is not None and unsaved * FILES >= len(samples):
+                    writer.flush()
+                    unsaved = 0
+                update(int(held.sum()), "")
+        except (preemption.Preempted, KeyboardInterrupt):
             if writer is not None:
-                for row, features in zip(rows.tolist(), computed[places], strict=True):
-                    writer.add(row, features[:, : samples.needs.slots[row]].tobytes())
-            done += len(rows)
-            update(done, "")
-    meta = {"views": count, "shape": computed.shape[3:], "dtype": str(computed.dtype)}
+                writer.flush()
+            raise
+    one = _one(config, samples, dtype)
+    meta = {"views": count, "shape": one.shape[2:], "dtype": str(one.dtype)}
     run_on_first(lambda: _finish(writer, partial, directory, meta))
     return StoredViews(directory, len(samples))
+
+
+def _one(config: LMMConfig, samples: Samples, dtype: str) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of the features of the row with the fewest pictures, [1, M, N, D]."""
+    pictured = np.flatnonzero(samples.needs.slots)
+    if len(pictured):
+        images = samples.alone(int(pictured[samples.needs.slots[pictured].argmin()]))["images"]
+    else:
+        images = next(samples.in_order(1))["images"]
+    with sharding.without_mesh():  # which one row is not split over
+        return jax.eval_shape(functional(config).features, abstract(config, dtype), images)
 
 
 def feature_bytes(config: LMMConfig, samples: Samples, shift: int, dtype: str) -> int:
@@ -202,17 +232,13 @@ def feature_bytes(config: LMMConfig, samples: Samples, shift: int, dtype: str) -
     slots = samples.totals["slots"]
     if not slots:
         return 0
-    pictured = np.flatnonzero(samples.needs.slots)
-    images = samples.alone(int(pictured[samples.needs.slots[pictured].argmin()]))["images"]
-    with sharding.without_mesh():  # which one row is not split over
-        one = jax.eval_shape(functional(config).features, abstract(config, dtype), images)
+    one = _one(config, samples, dtype)
     return views(shift) * slots * math.prod(one.shape[2:]) * one.dtype.itemsize
 
 
 def check_space(folder: Path, needed: int) -> None:
     """Raises AntgmmError if there is not enough space for the features in a folder, which need not exist yet."""
-    place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(nearest(folder)).free
     if needed > free and not (folder.exists() and any(folder.iterdir())):  # some are there already
         raise AntgmmError(
             f"image features in {folder} need {needed / 1e9:.3g} GB, but only {free / 1e9:.3g} GB are free: make"
@@ -220,10 +246,16 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _begin(partial: Path) -> Writer:
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    return Writer(partial, 0)
+def _partial(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}.tmp")
+
+
+def _begin(partial: Path, samples: int) -> np.ndarray:
+    """Starts or resumes a computation; returns which rows are stored already, bool [samples]."""
+    partial.mkdir(parents=True, exist_ok=True)
+    for leftover in partial.glob(".*.tmp"):
+        leftover.unlink()
+    return Shards(partial, samples).held
 
 
 def _finish(writer: Writer | None, partial: Path, directory: Path, meta: dict[str, Any]) -> None:

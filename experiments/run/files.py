@@ -8,6 +8,11 @@ from antgmm_jax.io.books import as_json
 from antgmm_jax.io.folders import new_file
 
 
+def nearest(folder: Path) -> Path:
+    """Returns the folder, or the nearest one above it that exists."""
+    return next(one for one in (folder, *folder.absolute().parents) if one.exists())
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file atomically."""
     with new_file(path) as partial:

@@ -8,13 +8,14 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import jax
 from filelock import FileLock, Timeout
 
 from antgmm_jax.errors import AntgmmError, disk_errors
 from antgmm_jax.io import checkpoint, folders
 from antgmm_jax.io.books import read_book, write_book
 from antgmm_jax.parallel.preemption import Preempted
-from antgmm_jax.parallel.processes import is_first, run_on_first
+from antgmm_jax.parallel.processes import check_equal, is_first, run_on_first
 from experiments.run.files import write_text
 from experiments.run.pins import Given, pinned
 from experiments.run.schema import Recipe, Training
@@ -22,6 +23,8 @@ from experiments.run.schema.recipe import as_parent, difference, dump_recipe, lo
 from experiments.run.status import STATUS, Status
 
 RECIPE, INPUTS, LOCK, REPORT = "recipe.toml", "inputs.json", ".lock", "report.json"
+_LOST = 120
+"""Seconds for which the first of several processes waits for the lock."""
 
 
 class InUse(AntgmmError):
@@ -138,10 +141,15 @@ class RunFolder:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Locks the folder, which exists. Raises InUse if another process has locked it."""
+        # A file server keeps the lock of a machine that is gone for about 90 s.
+        timeout = _LOST if jax.process_count() > 1 else 0
         try:
-            lock = FileLock(self.path / LOCK, timeout=0).acquire()
+            lock = FileLock(self.path / LOCK, timeout=timeout).acquire()
         except Timeout as error:
-            raise InUse(f"{self.path} is in use by another process: wait for it or choose another folder") from error
+            raise InUse(
+                f"{self.path} is in use by another process: wait for it, or choose another folder; remove"
+                f" {self.path / LOCK} if its machine is gone"
+            ) from error
         with lock:
             yield
 
@@ -154,6 +162,7 @@ class RunFolder:
         Raises:
             AntgmmError: the folder belongs to another recipe or contains other files.
         """
+        check_equal("recipe", dump_recipe(recipe))
         run_on_first(lambda: self._check(recipe))
 
     def check_free(self) -> None:
@@ -175,6 +184,8 @@ class RunFolder:
         Raises:
             AntgmmError: the run was started with other inputs, or has stages without a record of their inputs.
         """
+        for name, digest in digests.items():
+            check_equal(name.replace("_", " "), digest)
         run_on_first(lambda: self._bind(digests))
 
     def _bind(self, digests: dict[str, str]) -> None:

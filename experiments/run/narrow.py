@@ -1,11 +1,14 @@
 """Parameters of two bytes: which a checkpoint has, and which a stage keeps so because it does not train them."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax
+from flax.traverse_util import unflatten_dict
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.families import complete
+from antgmm_jax.io import checkpoint
 from antgmm_jax.pure import Params, abstract
 from distill.adapters import ADAPTERS, shapes_with_adapters
 from distill.state import state_dtypes
@@ -26,6 +29,16 @@ def narrow_of(params: Params) -> dict[str, str]:
     """
     dtypes, _ = by_path(state_dtypes(params, [*params]))
     return {path: dtype.name for path, dtype in dtypes.items() if dtype.itemsize == 2}
+
+
+def narrow_of_stage(directory: str | Path) -> dict[str, str]:
+    """Returns the parameters that a finished stage holds in two bytes, from its record alone.
+
+    Args:
+        directory: folder of the stage, `stages/NN-name`.
+    """
+    arrays = checkpoint.stage_shapes(directory)
+    return narrow_of(unflatten_dict({tuple(name.split(".")): leaf for name, leaf in arrays.items()})["params"])
 
 
 def held_by(work: Work, config: LMMConfig, narrow: Narrow) -> dict[str, str]:

@@ -156,7 +156,7 @@ class Answers:
         return shared.samples.shuffled(
             stage.optimizer.batch_size,
             seed,
-            # Losses that do not read answers need only one shape.
+            # Losses that do not read answers need no buckets of text.
             full=not (stage.loss.reads_answers or shared.samples.pack),
             features=features,
             pictures=self.teacher.reads_images,
@@ -174,7 +174,7 @@ class Facts:
         start: model before the stage.
 
     Raises:
-        AntgmmError: the model's bridge has no stack, the model does not fit the facts, or rows lack facts.
+        AntgmmError: the model does not fit the facts, or rows lack facts.
     """
 
     root, teacher = "model/", NO_TEACHER

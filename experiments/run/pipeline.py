@@ -7,15 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from transformers import ProcessorMixin
 
 from antgmm_jax.axes import sizes, to_dict
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import checkpoint
-from antgmm_jax.parallel.processes import run_on_first
+from antgmm_jax.parallel import sharding
+from antgmm_jax.parallel.processes import broadcast_from_first, run_on_first
 from antgmm_jax.pure import Params, abstract
-from data.encoding import Encoder
 from data.packing import check_lengths
 from data.source import Source
 from distill import NO_TEACHER, Diverged
@@ -32,9 +33,8 @@ from experiments.run.progress.forecast import TARGETS, Rows, announce, look_at
 from experiments.run.progress.watching import NOTHING, Watch, watching
 from experiments.run.remedies import in_another_run
 from experiments.run.repeating import with_visits
-from experiments.run.rows.datasets import encode_both, encoded, load_both, load_records
+from experiments.run.rows.datasets import check_apart, encode_both, encoded, encoder_of, load_both, load_records
 from experiments.run.rows.pairs import with_pairs
-from experiments.run.rows.prompts import prompt_of
 from experiments.run.rows.samples import Samples
 from experiments.run.schema import Recipe, Training, Work
 from experiments.run.scores.scoring import scored, teacher_scored
@@ -154,7 +154,9 @@ class Run:
         with returning_memory_of_compilers(), self.folder.opened(recipe):
             records = load_both(recipe)
             student, self.origin = begin(records[0])
-            forecast = run_on_first(lambda: self._announce(records, student.config))
+            self._remaining = self._unfinished()
+            devices = sharding.devices()  # the first process alone has no mesh
+            forecast = run_on_first(lambda: self._announce(records, student.config, devices))
             samples = self._encoded(records, student.config)
             # Logs are opened before the teacher's targets, which may take hours: a login may be missing.
             with watching(self._watch, self.folder.path, recipe, forecast) as self._watcher:
@@ -165,20 +167,19 @@ class Run:
             del samples, shared  # a cache of the teacher may be in memory
             yield student
 
-    def _announce(self, records: tuple[Source, Source], config: LMMConfig) -> dict[str, float]:
+    def _announce(self, records: tuple[Source, Source], config: LMMConfig, devices: int) -> dict[str, float]:
         """Prints the remaining parts of the run, and returns their estimated durations."""
-        recipe, limits = self.recipe, {"max_length": self.recipe.max_length, "max_answer": self.recipe.max_answer}
-        encoder = Encoder(self.origin.processor, config, **limits, template=prompt_of(recipe))
+        recipe = self.recipe
+        encoder = encoder_of(recipe, self.origin.processor, config)
         hard = recipe.hard.samples if recipe.hard else 0
         if not (looks := look_at(records[0], encoder)):
             return {}
-        remaining = self._remaining()
-        done = [work.title for work in recipe.work if work not in remaining]
-        if not any(work.stage.loss.reads_teacher for work in remaining):
+        done = [work.title for work in recipe.work if work not in self._remaining]
+        if not any(work.stage.loss.reads_teacher for work in self._remaining):
             done.append(TARGETS)
         teacher = None if self.origin.teacher is None else self.origin.teacher.config
         rows = Rows(len(records[0]), len(records[1]), hard, **looks)
-        return announce(recipe, config, rows, done, teacher=teacher)
+        return announce(recipe, config, rows, done, teacher=teacher, devices=devices)
 
     def _encoded(self, records: tuple[Source, Source], start: LMMConfig) -> Samples:
         """Encodes the records, checks the stages, and binds the folder to its inputs; returns the training records."""
@@ -188,16 +189,20 @@ class Run:
         samples.check_types({work.title: (*work.stage.visits,) for work in recipe.work})
         if recipe.pack:
             check_lengths(samples.needs.text, recipe.pack)
-        needed = 0
+        # The teacher's answers to further questions are not there yet; few of them are unfit.
+        pairs, needed = (recipe.teacher.pairs if isinstance(recipe, Recipe) else 0), 0
         for work in recipe.work:
-            check_steps(work, abstract(start), samples.rows_to_train(work))
+            check_steps(work, abstract(start), samples.rows_to_train(work) + pairs)
             if recipe.features == "disk" and work.objective == "answers":
-                needed = max(needed, stored_features(start, work.stage, samples))
+                needed = max(needed, stored_features(start, work.stage, samples) * (1 + pairs / len(samples)))
             start = after(start, work.stage)
-        run_on_first(lambda: self._check_disk(needed))
+        run_on_first(lambda: self._check_disk(round(needed)))
         # Before training, so that invalid records are reported now.
-        self.hard = None if recipe.hard is None else encoded(recipe, load_records(recipe.hard), processor, config)
-        if self.hard is not None:
+        self.hard = None
+        if recipe.hard is not None:
+            hard = load_records(recipe.hard)
+            self.hard = encoded(recipe, hard, processor, config)
+            check_apart(records[0], hard)
             self.test.pad_prompts_like(self.hard)
         inputs = {
             "model" if teacher is None else "teacher": self.origin.key,
@@ -214,13 +219,13 @@ class Run:
 
     def _check_disk(self, needed: int) -> None:
         """Checks the space for image features before the first stage, not after it."""
-        if len(self._remaining()) == len(self.recipe.work):
+        if len(self._remaining) == len(self.recipe.work):
             check_space(self.folder.cache / "features", needed)
 
     def _shared(self, samples: Samples) -> Shared:
         """Prepares the teacher's targets."""
         recipe, (teacher, processor, *_) = self.recipe, self.origin
-        place, remaining = self.folder.cache / "features", self._remaining()
+        place, remaining = self.folder.cache / "features", self._remaining
         if teacher is None or not isinstance(recipe, Recipe) or not remaining:
             features = ImageFeatures(samples, recipe.seed, place)
             return Shared(recipe, NO_TEACHER, dict, samples, features, lambda stage: None)
@@ -239,13 +244,16 @@ class Run:
             recipe, source, frozen, samples, features, lambda stage: bridge_weights_of(recipe, stage, teacher, samples)
         )
 
-    def _remaining(self) -> list[Work]:
-        """The stages that are not finished."""
-        return [work for work in self.recipe.work if not self.folder.finished(work.number, work.stage.name)]
+    def _unfinished(self) -> list[Work]:
+        """The stages that are not finished, as the first process sees the folder."""
+        work = self.recipe.work
+        seen = run_on_first(lambda: [self.folder.finished(each.number, each.stage.name) for each in work])
+        finished = broadcast_from_first(np.array(seen or [False] * len(work)))
+        return [each for each, done in zip(work, finished, strict=True) if not done]
 
     def _stage(self, work: Work, student: Student, shared: Shared) -> Student:
         done = self.folder.stage(work.number, work.stage.name)
-        if self.folder.finished(work.number, work.stage.name):
+        if work not in self._remaining:
             record = checkpoint.load_record(done)
             if record.get("identity") != self._identities[work.number - 1]:
                 raise AntgmmError(f"{done} is a stage of another run: remove it and start again")

@@ -13,11 +13,12 @@ from antgmm_jax.axes import to_dict
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.families import complete, from_dict
 from antgmm_jax.parallel import preemption
+from antgmm_jax.parallel.processes import broadcast_from_first
 from antgmm_jax.pure import Params, functional
 from distill import Optimizer, Progress, State, init_state, make_optimizer, map_moments, train
 from distill.adapters import ADAPTERS
 from distill.trainable import by_path, trainable, under
-from experiments.run.calibration import importance
+from experiments.run.calibration import importance, importance_pieces
 from experiments.run.cuts import new_weights, segment_targets
 from experiments.run.host.allocator import return_freed_memory
 from experiments.run.host.console import bar
@@ -145,14 +146,17 @@ class StageRun:
     def _plan(self, state: State | None, place: _Place, targets: Mapping[str, int]) -> _Place:
         full, table = complete(place.config, targets), self.stage.optimizer
         self.progress(place.cuts * (self.stage.steps // self.stage.segments), "importance")
+        methods = {axis: self.stage.method(axis) for axis in full}
         try:
             scores, bases = importance(
                 place.config,
                 self.start.load(table.dtype) if state is None else state.params,
-                {axis: self.stage.method(axis) for axis in full},
+                methods,
                 full,
                 self.shared.samples,
-                **table.pieces(self.shared.recipe.calibration_batches),
+                **importance_pieces(
+                    table, place.config, self.shared.recipe.calibration_batches, methods, **self.shared.samples.lengths
+                ),
                 dtype=table.dtype,
                 remat=table.remat,
                 seed=self.work.seed,
@@ -161,6 +165,8 @@ class StageRun:
             self._keep(state, place)
             raise
         return_freed_memory()
+        # Rounding may differ between machines, and all must cut the same units.
+        scores, bases = broadcast_from_first((scores, bases))
         keep = {**pruning.plan(scores, place.config, targets), **bases}
         return place._replace(plan=keep, scores={axis: scores[axis] for axis in keep if axis in scores})
 

@@ -83,6 +83,12 @@ def _cut_from(recipe: Recipe) -> tuple[Student, Origin]:
     model = _parent(recipe, key) if recipe.parent else teacher
     check_sizes(model, recipe.stages, whole=teacher.keep)
     check_states(teacher.config, recipe)
+    made, wanted = model.config.bridge_tokens, teacher.config.bridge_tokens
+    if made != wanted and any(stage.loss.bridge for stage in recipe.stages):
+        raise AntgmmError(
+            f"the bridge of parent {recipe.parent} makes {made} tokens of an image slot, the teacher's {wanted}: cut"
+            " the image side again from the teacher, or leave out loss.bridge"
+        )
     return model, Origin(teacher, load_processor(recipe.teacher.path), key, recipe.parent)
 
 

@@ -4,8 +4,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import checkpoint
+from antgmm_jax.parallel.processes import broadcast_from_first, run_on_first
 from data.batching import Batches
 from distill import Progress, State
 from experiments.run.host.allocator import return_freed_memory
@@ -25,7 +28,9 @@ class Stepper:
 
     def __init__(self, folder: Path, data: Batches, identity: str = ""):
         self._folder, self._data, self._identity = folder, data, identity
-        self._step = checkpoint.latest_step(folder)
+        latest = run_on_first(lambda: checkpoint.latest_step(folder))
+        step = int(broadcast_from_first(np.array(-1 if latest is None else latest)))
+        self._step = None if step < 0 else step
         self._saved: Callable[[], None] = lambda: None
 
     @property

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 
 import distill
@@ -14,13 +13,12 @@ from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.parallel import preemption
 from antgmm_jax.parallel.processes import from_first_process
-from antgmm_jax.parallel.sharding import padded_batch_size
 from antgmm_jax.pure import Params, abstract, functional
 from distill import Teacher
 from distill.cache import stored_names
 from distill.top import name_of
-from experiments.run.batch_size import rows_that_fit, saved_bytes
-from experiments.run.calibration import calibration_batches
+from experiments.run.batch_size import rows_that_fit
+from experiments.run.calibration import calibration_batches, scoring_pieces
 from experiments.run.cuts import weighs_tokens
 from experiments.run.folder import RunFolder, held
 from experiments.run.host.console import bar, say, working
@@ -123,36 +121,8 @@ def bridge_weights_of(recipe: Recipe, stage: Stage, teacher: Student, samples: S
     table, config = stage.optimizer, teacher.config
     if not weighs_tokens(config, stage):
         return None
-    pieces = weighing_pieces(stage, config, recipe.calibration_batches, **samples.lengths)
+    pieces = scoring_pieces(table, config, recipe.calibration_batches, **samples.lengths)
     batches = calibration_batches(samples, **pieces, seed=recipe.seed)
     with working(f"stage {stage.name!r}: sensitivity of the teacher's answers to image tokens"):
         pure = functional(config, table.remat)
         return distill.bridge_weights(pure, teacher.load(table.dtype), batches)
-
-
-def weighing_pieces(
-    stage: Stage, config: LMMConfig, batches: int, *, text: int, answer: int, slots: int, memory: float = 0
-) -> dict[str, int]:
-    """Returns the batches of which the teacher's gradients weigh the bridge's tokens.
-
-    Args:
-        stage: the stage.
-        config: config of the teacher.
-        batches: batches of the stage that are read.
-        text: as in `rows_that_fit`.
-        answer: as in `rows_that_fit`.
-        slots: as in `rows_that_fit`.
-        memory: as in `rows_that_fit`.
-
-    Returns:
-        `batch_size` and `batches`.
-    """
-    table, lengths = stage.optimizer, {"text": text, "answer": answer, "slots": slots}
-    # The gradient passes the whole teacher, which is larger than the student for which the stage's parts are.
-    states = saved_bytes(config, **lengths, itemsize=jnp.dtype(table.dtype).itemsize, remat=table.remat)
-    most = table.pieces(batches)["batch_size"]
-    fitting = rows_that_fit(config, most, **lengths, dtype=table.dtype, states=states, memory=memory)
-    # Parts of a micro-batch which the devices share evenly, so that the same rows are read.
-    parts = [rows for rows in range(1, most + 1) if most % rows == 0 and padded_batch_size(rows) == rows]
-    rows = max((rows for rows in parts if rows <= fitting), default=min(parts, default=most))
-    return {"batch_size": rows, "batches": table.batch_size * batches // rows}

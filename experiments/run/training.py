@@ -1,6 +1,7 @@
 """The initial model of a training: a preset with random parameters and a new processor."""
 
 import dataclasses
+import re
 from functools import partial
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from transformers import ProcessorMixin
 import pruning
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families import complete, new_processor, violations
+from antgmm_jax.families import complete, family, new_processor, violations
 from antgmm_jax.families.common.words import IMAGE
 from antgmm_jax.io.convert import open_hf
 from antgmm_jax.io.files import one_line
+from antgmm_jax.io.loading import CONFIG, hf_config
 from antgmm_jax.presets import preset
 from antgmm_jax.pure import functional
 from data.record import PROMPT
@@ -25,6 +27,9 @@ from experiments.run.rows.prompts import prompt_of
 from experiments.run.schema import Data, Model, PreparedData, Training
 from experiments.run.student import Student
 from pruning.planning import variants
+
+_TOKEN = re.compile(r"(\w+_token)_(id|index)")
+"""Names of fields of config.json that name a token."""
 
 
 def shape_of(recipe: Training) -> LMMConfig:
@@ -98,12 +103,14 @@ def fresh(recipe: Training, shape: LMMConfig, records: Source) -> tuple[Student,
     return Student(config, begin, pruning.identity(config)), processor
 
 
-def save_processor(processor: ProcessorMixin, directory: Path) -> None:
+def save_processor(processor: ProcessorMixin, directory: Path, config: LMMConfig | None = None) -> None:
     """Saves a processor, and a config.json with the special tokens of its tokenizer.
 
     Args:
         processor: the processor.
         directory: folder to write; it can be the argument `like` of `save_hf`.
+        config: config of its model, of which config.json may name further tokens, such as that of a video; None to
+            leave them out.
 
     Raises:
         AntgmmError: the folder cannot be written.
@@ -111,6 +118,15 @@ def save_processor(processor: ProcessorMixin, directory: Path) -> None:
     with one_line(lambda: f"cannot write {directory}", "free disk space or choose another folder"):
         processor.save_pretrained(directory)
     names = ("pad_token_id", "eos_token_id", "bos_token_id")
-    token_ids = {name: getattr(processor.tokenizer, name) for name in names}
-    tokens = {name: token for name, token in token_ids.items() if token is not None}
-    write_json(directory / "config.json", {"text_config": tokens})
+    tokens = {name: getattr(processor.tokenizer, name) for name in names}  # None: not the default of transformers
+    write_json(directory / CONFIG, {**_named_tokens(processor, config, directory), "text_config": tokens})
+
+
+def _named_tokens(processor: ProcessorMixin, config: LMMConfig | None, directory: Path) -> dict[str, int]:
+    """Fields at the top of a model's config.json that name tokens; the defaults are ids of released tokenizers."""
+    if config is None:
+        return {}
+    kind = family(config).to_hf(config)["model_type"]
+    matches = (_TOKEN.fullmatch(name) for name in hf_config(directory, {"model_type": kind}).to_dict())
+    ids = {match[0]: getattr(processor.tokenizer, f"{match[1]}_id", None) for match in matches if match}
+    return {name: token for name, token in ids.items() if token is not None}

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 from transformers import ProcessorMixin
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import family
 from antgmm_jax.families.base import Inputs
 from antgmm_jax.families.common.words import Messages, user_turn
 from antgmm_jax.io.convert import open_hf
@@ -17,13 +19,15 @@ from antgmm_jax.io.loading import load_processor
 from data.encoding import Encoder, decode, special_tokens
 from experiments.run.export.completion import positions
 from experiments.run.export.ends import answer_tokens
-from experiments.run.export.in_torch import stop_at, torch_answers, torch_model
+from experiments.run.export.in_torch import greedy_answers, stop_at, torch_model
 from experiments.run.host.console import say
 
 STEP = 16
 """Prompts are padded to multiples of this many tokens, so that those of similar length share a batch."""
 CHARACTERS = 64
 """Texts with more characters for each token that may be read are refused before they are tokenized."""
+FEW = 4
+"""Images of a conversation that are read without counting their tokens first."""
 
 
 class Question(NamedTuple):
@@ -55,10 +59,14 @@ class Answer(NamedTuple):
     Attributes:
         text: the text.
         ended: whether the model ended it, within its maximum length.
+        read: tokens of the prompt.
+        written: tokens of the answer, with its end.
     """
 
     text: str
     ended: bool
+    read: int
+    written: int
 
 
 class Model(NamedTuple):
@@ -74,6 +82,7 @@ class Model(NamedTuple):
         tokens: maximum length of answers.
         pictured: whether the model needs an image.
         special: what a text must not contain.
+        taken: tree of a row's images -> tokens of the prompt that they take.
     """
 
     reads: Inputs
@@ -85,6 +94,7 @@ class Model(NamedTuple):
     tokens: int
     pictured: bool
     special: re.Pattern[str]
+    taken: Callable[[Mapping[str, np.ndarray]], int]
 
     @property
     def processor(self) -> ProcessorMixin:
@@ -114,6 +124,7 @@ class Model(NamedTuple):
         if not self.processor.chat_template and [turn["role"] for turn in messages] == ["user"]:
             # Such models read images first, wherever they are.
             messages = user_turn("\n".join(texts), len(images))
+        self._check_images(images)
         question = Question(*self.reads(self.reads.chat(messages), images), most or self.tokens)
         if len(question.ids) > self.longest:
             raise AntgmmError(f"the conversation has {len(question.ids)} tokens, at most {self.longest} are read")
@@ -143,18 +154,37 @@ class Model(NamedTuple):
 
         A batch that fails is answered in halves, down to single questions: it may have been too large for the memory.
         """
+        tokens, reason = np.zeros((0, 0)), ""
         try:
             tokens = self.answer(self._batch(questions, width))
-        except Exception as error:  # of any model
-            if half := len(questions) // 2:
-                return [*self._answered(questions[:half], width), *self._answered(questions[half:], width)]
+        except Exception as error:  # of any model; it holds the memory of the failed batch until it is left
             reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if reason and (half := len(questions) // 2):
+            return [*self._answered(questions[:half], width), *self._answered(questions[half:], width)]
+        if reason:
             say(f"the model failed on a request of width {width}: {reason}")
             return [ModelError(f"the model cannot answer the request: {reason}")]
         for row, question in zip(tokens, questions, strict=True):
             row[question.most :] = self.pad
-        ended = [np.isin(row[: one.most], self.ends).any() for row, one in zip(tokens, questions, strict=True)]
-        return [*map(Answer, decode(self.processor, tokens), map(bool, ended))]
+        answers = []
+        for text, row, one in zip(decode(self.processor, tokens), tokens, questions, strict=True):
+            ends = np.flatnonzero(np.isin(row[: one.most], self.ends))
+            answers.append(Answer(text, bool(len(ends)), len(one.ids), int(ends[0]) + 1 if len(ends) else one.most))
+        return answers
+
+    def _check_images(self, images: Sequence[np.ndarray]) -> None:
+        """Checks that many images fit into a prompt, one by one: small ones may be enlarged and cut into many tiles.
+
+        Raises:
+            AntgmmError: they do not.
+        """
+        if len(images) <= FEW:
+            return
+        pair, tokens = self.reads.chat(user_turn("", 2)), 0
+        for image in images:
+            tokens += self.taken(self.reads(pair, [image, image])[1]) // 2  # some families cut a single image finer
+            if tokens > self.longest:
+                raise AntgmmError(f"the images take over {self.longest} tokens, more than are read: send fewer")
 
     def _batch(self, questions: Sequence[Question], width: int) -> dict[str, Any]:
         """Rows padded to a width, on the side where the model was trained with padding."""
@@ -190,12 +220,13 @@ def load(directory: Path, *, max_new_tokens: int, most: int) -> Model:
         encoder.inputs,
         ends,
         pad,
-        lambda batch: torch_answers(model, batch, max_new_tokens, pad),
+        lambda batch: greedy_answers(model, batch, max_new_tokens, pad),
         most,
         longest_prompt(directory, max_new_tokens),
         max_new_tokens,
         "pixel_values" in taken and taken["pixel_values"].default is Parameter.empty,
         special_tokens(processor.tokenizer, config.image_token),
+        partial(family(config).image_tokens, config),
     )
 
 

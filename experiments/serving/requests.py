@@ -134,6 +134,8 @@ def conversation(request: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list
         raise AntgmmError(FORM) from error
     if not messages:
         raise AntgmmError("the request has no messages")
+    if messages[-1]["role"] != "user":
+        raise AntgmmError("the last message is not the user's: the server answers questions, and continues no answers")
     return messages, images
 
 

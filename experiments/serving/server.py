@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
+from uuid import uuid4
 
 import litserve
 from fastapi.exceptions import RequestValidationError
@@ -85,7 +86,15 @@ class Answers(litserve.LitAPI):
             return _refusal(str(output))
         message = {"role": "assistant", "content": output.text}
         choice = {"index": 0, "message": message, "finish_reason": "stop" if output.ended else "length"}
-        return {"object": "chat.completion", "model": self._name, "created": int(time.time()), "choices": [choice]}
+        counts = {"prompt_tokens": output.read, "completion_tokens": output.written}
+        return {
+            "id": f"chatcmpl-{uuid4().hex}",
+            "object": "chat.completion",
+            "model": self._name,
+            "created": int(time.time()),
+            "choices": [choice],
+            "usage": {**counts, "total_tokens": sum(counts.values())},
+        }
 
 
 def _refusal(reason: str) -> JSONResponse:

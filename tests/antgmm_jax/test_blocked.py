@@ -17,6 +17,7 @@ from antgmm_jax.blocks.packed import PackedEncoder, PackedVisionConfig
 from antgmm_jax.config import towers
 from antgmm_jax.parallel.sharding import make_mesh
 from antgmm_jax.presets import preset
+from tests.modules import split
 
 SIZES = ([(3, 5), (4, 4), (1, 2)], [(5, 3)])  # rows and columns of squares of each image of two rows
 SLOTS = 36
@@ -37,7 +38,7 @@ def encoder(local):
     stack = replace(MODEL.vision.stack, layers=len(local), local_layers=tuple(np.flatnonzero(local).tolist()))
     model = replace(MODEL, vision=replace(MODEL.vision, stack=stack))
     assert isinstance(model.vision, PackedVisionConfig)
-    return partial(PackedEncoder, model.vision, towers(model)["vision"])
+    return PackedEncoder(model.vision, towers(model)["vision"])
 
 
 def gradient(graph, images):
@@ -67,7 +68,7 @@ def pictures():
 
 def test_an_encoder_of_large_pictures_equals_that_of_all_pairs(small_blocks):
     images = pictures()
-    graph, params = nnx.split(encoder((True, False))(rngs=nnx.Rngs(0)))
+    graph, params = split(encoder((True, False)))
 
     def program():
         return jax.jit(gradient(graph, images)).lower(params)
@@ -115,12 +116,13 @@ def test_a_kernel_with_a_mask_gets_blocks_of_queries(small_blocks, causal):
     close(result(inputs, partial(blocked.by_queries, kernel, segments=segments, causal=causal)), expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("local", [(True, False), (True, True)], ids=str)
 def test_memory_grows_linearly_with_the_patches(local):
     def peak(squares):
         images = {"pixels": (1, squares**2, 24, 24, 3), "place": (1, squares**2, 4), "valid": (1, squares**2)}
         dtypes = {"pixels": jnp.uint8, "place": jnp.int32, "valid": jnp.bool_}
-        graph, params = nnx.split(nnx.eval_shape(lambda: encoder(local)(rngs=nnx.Rngs(0))))
+        graph, params = nnx.split(encoder(local))
         given = {name: jax.ShapeDtypeStruct(shape, dtypes[name]) for name, shape in images.items()}
         program = jax.jit(lambda params, images: gradient(graph, images)(params)[0]).lower(params, given).compile()
         analysis = program.memory_analysis()

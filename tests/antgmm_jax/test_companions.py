@@ -13,6 +13,7 @@ def source(tmp_path):
     """A checkpoint with a second tokenizer, code and another format."""
     names = (
         "tokenizer.json",
+        "tekken.json",
         "run.py",
         f"{SECOND}/tokenizer.json",
         f"{SECOND}/vocab.txt",

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import AxisType, Mesh
 
 from antgmm_jax.parallel import compiling
@@ -22,3 +23,19 @@ def test_a_mesh_of_other_devices_decides_and_the_tpu_compiler_takes_the_options(
         assert compiling.options() == compiling.PROFILES["tpu"]
         double = jax.jit(lambda x: 2 * x, compiler_options=compiling.options())
         assert double.trace(jax.ShapeDtypeStruct((8,), jnp.float32)).lower().compile()
+
+
+def test_several_gpus_get_options_and_one_alone_none(monkeypatch):
+    monkeypatch.setattr(compiling, "platform", lambda: "gpu")
+    for devices, expected in ((1, None), (8, compiling.PROFILES["gpu"])):
+        monkeypatch.setattr(compiling, "devices", lambda count=devices: count)
+        assert compiling.options() == expected
+
+
+def test_this_jax_knows_the_options_of_gpus_by_their_names():
+    def compiled(options):
+        return jax.jit(lambda x: 2 * x, compiler_options=options).lower(jnp.ones(2)).compile()
+
+    assert compiled(compiling.PROFILES["gpu"])
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
+        compiled({"xla_gpu_pipeline_some": True})

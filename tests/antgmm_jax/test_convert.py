@@ -42,6 +42,19 @@ def test_an_unusual_start_token_survives_a_round_trip(tmp_path):
     assert reference.reloaded(tmp_path / "out").config.text_config.decoder_start_token_id == 2
 
 
+def test_the_dtype_of_the_files_is_the_only_one_of_the_config(tmp_path):
+    """SGLang computes in the dtype of `text_config`, if it has one."""
+    reference.saved(reference.llava(), tmp_path / "in")
+    raw = json.loads((tmp_path / "in" / "config.json").read_text())
+    raw["torch_dtype"] = raw["text_config"]["torch_dtype"] = raw["vision_config"]["dtype"] = "float16"
+    (tmp_path / "in" / "config.json").write_text(json.dumps(raw))
+    config, params = load_hf(tmp_path / "in")
+    save_hf(config, params, tmp_path / "out", like=tmp_path / "in", dtype="bfloat16")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["dtype"] == "bfloat16" and "torch_dtype" not in written
+    assert not {"dtype", "torch_dtype"} & {*written["text_config"], *written["vision_config"]}
+
+
 def test_other_files_are_copied_and_other_weights_are_not(tmp_path):
     reference.saved(reference.llava(), tmp_path / "in")
     (tmp_path / "in" / "tokenizer.json").write_text("{}")

@@ -20,6 +20,8 @@ from antgmm_jax.blocks.windows import Windows
 from antgmm_jax.config import towers
 from antgmm_jax.parallel.sharding import MESH, make_mesh
 from antgmm_jax.presets import preset
+from tests.marks import long
+from tests.modules import split
 
 ROWS, LENGTH = 2, 150
 
@@ -55,9 +57,9 @@ def interpreted(monkeypatch):
 
 CASES = [
     ("padding", True, (2, 1, 32), LENGTH),
-    ("packed", True, (2, 2, 16), LENGTH),
+    long("packed", True, (2, 2, 16), LENGTH),
     ("packed", False, (2, 2, 16), LENGTH),
-    ("none", False, (2, 2, 128), 260),
+    long("none", False, (2, 2, 128), 260),
 ]
 
 
@@ -101,6 +103,7 @@ def test_pieces_of_windows_go_through_the_kernel(request, monkeypatch):
         np.testing.assert_allclose(one, other, atol=0.02 * np.abs(other).max())
 
 
+@pytest.mark.long
 def test_each_device_computes_its_rows_and_heads(request):
     given, options = inputs(4, 2, 16, rows=4), {"causal": True, **masks("padding", rows=4)}
     expected = result_and_gradients([x.astype(jnp.float32) for x in given], **options)
@@ -111,6 +114,7 @@ def test_each_device_computes_its_rows_and_heads(request):
         np.testing.assert_allclose(one, other, atol=0.02 * np.abs(other).max())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("case", "causal"), [("padding", True), ("packed", False), ("none", False)])
 def test_a_block_pads_its_positions_for_the_kernel(request, case, causal):
     tower = towers(preset("llava-tiny"))["text"]
@@ -118,7 +122,7 @@ def test_a_block_pads_its_positions_for_the_kernel(request, case, causal):
     x = jnp.array(rng.normal(size=(ROWS, LENGTH, tower.stack.embed)), jnp.bfloat16)
     angles = rope(jnp.broadcast_to(jnp.arange(LENGTH), (ROWS, LENGTH)), tower.stack.head_dim, 1e4)
     context = Context(causal=causal, positions=angles, **masks(case))
-    (graph, params), traces = nnx.split(Block(tower, rngs=nnx.Rngs(0))), []
+    (graph, params), traces = split(Block(tower)), []
 
     def result(dtype):
         def run(params, x):
@@ -139,9 +143,10 @@ def test_a_block_pads_its_positions_for_the_kernel(request, case, causal):
     assert f"bf16[{ROWS},256,{tower.stack.embed}]" in traces[1] and "pallas_call" in traces[1]
 
 
+@pytest.mark.long
 def test_prompts_go_through_the_kernel_into_the_cache(request):
     config, start = preset("llava-tiny"), 20
-    (graph, params), traces = nnx.split(LanguageModel(config.language, towers(config), rngs=nnx.Rngs(0))), []
+    (graph, params), traces = split(LanguageModel(config.language, towers(config))), []
     x = jnp.array(np.random.default_rng(0).normal(size=(ROWS, LENGTH, config.language.decoder.embed)), jnp.bfloat16)
     valid = jnp.arange(LENGTH)[None] >= jnp.array([[0], [start]])
 
@@ -198,7 +203,7 @@ KERNEL = 'custom_call_target="tpu_custom_call"'
 
 
 # 16 blocks of 512 keys have two backward passes.
-PROGRAMS = [(640, "none", 2), (2048, "attention", 2), (2048, "full", 3), (8192, "none", 3)]
+PROGRAMS = [long(640, "none", 2), long(2048, "attention", 2), (2048, "full", 3), long(8192, "none", 3)]
 
 
 @pytest.mark.parametrize(("length", "remat", "calls"), PROGRAMS)

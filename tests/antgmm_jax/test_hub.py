@@ -128,6 +128,24 @@ def test_a_model_without_safetensors_is_refused(mirror):
 
 
 @pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_type": "other"}, "model_type 'other' is not supported: use one of"),
+        ({"quantization_config": {"bits": 4}}, "is quantized, which only transformers and vLLM read"),
+        ({"vision_feature_layer": [-2, -1]}, r"vision_feature_layer = \[-2, -1\] is not supported"),
+    ],
+    ids=["family", "quantized", "variant"],
+)
+def test_a_model_that_is_not_supported_is_refused_before_its_weights_are_downloaded(mirror, fields, message):
+    content = json.loads(mirror.files[MODEL]["config.json"]) | fields
+    mirror.files[MODEL]["config.json"] = json.dumps(content).encode()
+    with pytest.raises(AntgmmError, match=message):
+        hub.local("hf:org/tiny")
+    assert [request for request in mirror.requests if "config.json" in request]
+    assert not [request for request in mirror.requests if "safetensors" in request]
+
+
+@pytest.mark.parametrize(
     ("name", "message"),
     [
         ("hf:org/none", "hf:org/none: there is no such public model on the Hub: check the name"),
@@ -187,10 +205,25 @@ def test_an_export_is_uploaded_to_a_private_repository(mirror, files, tmp_path):
     assert config.family == "llava"
 
 
+def test_a_second_upload_removes_files_that_servers_would_load_of_the_first(mirror, files, tmp_path):
+    shards = {f"model-0000{number}-of-00002.safetensors": b"old" for number in (1, 2)}
+    old = {**shards, "model.safetensors.index.json": b"{}", "merges.txt": b"a b", "a[1].safetensors": b"old"}
+    own = {"README.md": b"mine", "requirements.txt": b"x", "onnx/config.json": b"{}", "results.json": b"{}"}
+    mirror.files["models/org/student"] = {**old, "config.json": b"old", "qformer_tokenizer/vocab.json": b"{}", **own}
+    export = tmp_path / "export"
+    export.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (export / name).write_bytes(files[name])
+    hub.push(export, "hf:org/student")
+    uploaded = {name: files[name] for name in ("config.json", "model.safetensors")}
+    assert mirror.files["models/org/student"] == {**uploaded, **own}
+
+
 def test_a_failed_upload_names_the_command_that_repeats_it(mirror, monkeypatch, tmp_path):
     monkeypatch.setenv(hub.ENDPOINT, "http://127.0.0.1:1")
-    with pytest.raises(AntgmmError, match=f"was not uploaded to hf:org/x .* run `hf upload org/x {tmp_path}`"):
+    with pytest.raises(AntgmmError, match="was not uploaded to hf:org/x .* run `hf upload") as error:
         hub.push(tmp_path, "hf:org/x")
+    assert str(error.value).endswith(f"`hf upload org/x {tmp_path} --private --delete 'model*.safetensors*'`")
     monkeypatch.setenv(hub.ENDPOINT, "http://me:SECRET@127.0.0.1:1")
     with pytest.raises(AntgmmError, match="was not uploaded") as error:
         hub.push(tmp_path, "hf:org/x")
@@ -204,6 +237,7 @@ def test_a_failed_upload_names_the_command_that_repeats_it(mirror, monkeypatch, 
         hub.check_target("hf:org/x")
 
 
+@pytest.mark.long
 def test_commands_download_names_unless_the_user_is_offline(mirror, tmp_path):
     """In a process of its own, as a user starts it: only `HF_ENDPOINT` and `HF_HOME` lead to the mirror."""
     clean = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HOME": str(tmp_path / "home")}

@@ -10,6 +10,7 @@ from antgmm_jax.blocks.block import Context
 from antgmm_jax.blocks.rope import rope
 from antgmm_jax.blocks.stack import Stack, unrolled
 from antgmm_jax.config import StackConfig, Tower
+from tests.modules import split
 
 B, T, LOCAL = 2, 6, (0, 2, 3, 9)
 CONFIG = StackConfig(
@@ -21,7 +22,7 @@ AT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
 @pytest.fixture(scope="module")
 def stack() -> Stack:
     """A stack with ten times its initial weights, so that the mask matters."""
-    graph, leaves = nnx.split(Stack(Tower("text", CONFIG, "", "text/embed", "text", "", ""), rngs=nnx.Rngs(0)))
+    graph, leaves = split(Stack(Tower("text", CONFIG, "", "text/embed", "text", "", "")))
     return nnx.merge(graph, jax.tree.map(lambda leaf: 10 * leaf, leaves))
 
 

@@ -12,7 +12,7 @@ from antgmm_jax.parallel import sharding
 from antgmm_jax.parallel.sharding import make_mesh
 from antgmm_jax.pure import abstract, functional
 from distill import LossConfig, make_loss
-from tests.pruning.models import CONFIGS, batch_of, parameters
+from tests.pruning.models import CONFIGS, EACH, batch_of, parameters
 
 POLICIES = ("none", "dots", "attention", "full")
 DEEP = {
@@ -26,7 +26,7 @@ def gradient(config, remat):
     return jax.jit(jax.grad(lambda params, batch: loss(params, {}, batch, {})[0]))
 
 
-@pytest.mark.parametrize("family", ["llava", pytest.param("blip2_t5", marks=pytest.mark.long)])
+@pytest.mark.parametrize("family", EACH)
 def test_gradients_do_not_depend_on_the_policy(family):
     config = CONFIGS[family]
     plain, *others = (gradient(config, remat)(parameters(family), batch_of(config)) for remat in POLICIES)
@@ -35,7 +35,8 @@ def test_gradients_do_not_depend_on_the_policy(family):
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llava", pytest.param("blip2_t5", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("family", EACH)
 def test_policies_that_keep_less_use_less_memory(family):
     config = resize(CONFIGS[family], DEEP[family])
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((32, *x.shape[1:]), x.dtype), batch_of(config))
@@ -47,6 +48,7 @@ def test_policies_that_keep_less_use_less_memory(family):
     assert 1.5 * peaks["full"] < peaks["dots"] < peaks["none"] / 1.5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("remat", POLICIES)
 def test_split_weights_are_gathered_one_layer_at_a_time(remat):
     config = resize(CONFIGS["llava"], {"text/layers": 13, "text/embed": 64, "text/mlp": 256})

@@ -17,6 +17,7 @@ from antgmm_jax.blocks.packing import same_sample
 from antgmm_jax.blocks.windows import Windows
 from antgmm_jax.parallel.sharding import make_mesh
 from tests.antgmm_jax.test_blocked import SIZES, close, encoder, gradient, pictures, result
+from tests.modules import split
 
 
 def row(heads=(4, 2), rows=3, length=57, reach=7):
@@ -68,10 +69,11 @@ def test_a_traced_layer_attends_in_windows_or_not(length, used):
     close(result(inputs, run), expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("local", [(True, False, True), (True, True)])
 def test_an_encoder_of_windows_equals_that_of_masks(monkeypatch, local):
     images = pictures()
-    graph, params = nnx.split(encoder(local)(rngs=nnx.Rngs(0)))
+    graph, params = split(encoder(local))
 
     def program():
         return jax.jit(gradient(graph, images)).lower(params)
@@ -104,7 +106,7 @@ def test_unused_slots_attend_to_themselves_alone(monkeypatch, local):
     numbered = PackedEncoder._by_patch
     monkeypatch.setattr(PackedEncoder, "_by_patch", lambda *given: seen.append(numbered(*given)) or seen[-1])
     images = pictures()
-    encoder(local)(rngs=nnx.Rngs(0))(images, {})
+    nnx.merge(*split(encoder(local)))(images, {})
     assert len(seen) == 1 + any(local)
     for numbers in seen:
         unused = np.asarray(numbers[1]).reshape(-1, 4)[~np.asarray(images["valid"][1])]

@@ -2,14 +2,15 @@
 
 import json
 from itertools import islice
+from threading import Barrier
 
 import numpy as np
 import pytest
 
 from antgmm_jax.errors import AntgmmError
 from data import collate
-from data.batching import batches, sequential_batches
-from data.making import ImageOptions, batch
+from data.batching import Plan, batches, sequential_batches
+from data.making import ImageOptions, batch, in_threads
 from data.shifting import shifted
 from tests.data.toy import LLAMA, T5, ToyViews, toy
 
@@ -220,7 +221,7 @@ def test_buckets_cover_text_length_and_picture_slots():
         assert max(count) <= slots <= max(1, 1.5 * max(count))
         shapes.append((slots, each["targets"].shape[1]))
     assert {*shapes} == {(slots, answer) for slots in (1, 2, 3, 5) for answer in (3, 8)}
-    # Without buckets there is one shape, so one program.
+    # These widths without buckets are one shape, so one program.
     assert {next(run(rows, 2, seed))["images"]["valid"].shape for seed in range(5)} == {(2, 5)}
 
 
@@ -234,6 +235,29 @@ def test_llava_buckets_follow_the_input_length():
     np.testing.assert_array_equal(rows.needs(LLAMA).text, [2, 3])
 
 
+def test_an_epoch_leaves_out_rows_of_every_group_in_turn():
+    groups = np.array([0] * 100 + [1] * 3)  # of which 96 are six full batches, and the rest is less than a batch
+    seen = set()
+    for epoch in range(40):
+        plan = Plan(groups, 16, 5)
+        rows = np.concatenate([plan[epoch * plan.per_epoch + place] for place in range(plan.per_epoch)])
+        assert len({*rows.tolist()}) == len(rows) == 96
+        seen |= {*rows.tolist()}
+    assert seen == {*range(103)}
+
+
+def test_rows_with_few_image_slots_are_not_as_wide_as_those_with_many():
+    needs = collate.Needs(*np.array([[30, 4, 9], [9, 3, 2], [70, 2, 40], [5, 1, 0], [61, 9, 1]]).T)
+    alike = collate.Alike.of(needs, apart=False)
+    # Slots 0 to 2, 9 and 40; text and answers up to the next multiple of 8.
+    assert alike.shapes == ((64, 16, 2), (32, 8, 9), (72, 8, 40))
+    assert alike.groups(needs).tolist() == [1, 0, 2, 0, 0]
+    assert alike.holds(needs.of(np.array([1, 3]))) == (64, 16, 2)
+    assert alike.holds(needs.of(np.array([0]))) == (32, 8, 9)
+    # Leftover rows of two groups: the slots of one, and text and answers of the other.
+    assert alike.holds(needs.of(np.array([0, 4]))) == (72, 16, 9)
+
+
 def test_sequential_batches_visit_every_row_and_repeat_the_last():
     batches_of_rows = [index.tolist() for index in sequential_batches(np.array([3, 1, 2]), 2)]
     assert batches_of_rows == [[3, 1], [2, 2]]
@@ -244,3 +268,27 @@ def test_bad_requests_are_refused():
         run(rows_of(4), 5, 0)
     with pytest.raises(AntgmmError, match="largest bucket is 4, but a row needs 8: add a bucket"):
         collate.Widths((8,), (2, 4), (1,)).groups(rows_of(8).needs(T5))
+
+
+def test_pictures_of_a_batch_are_decoded_at_the_same_time(monkeypatch):
+    rows, index = rows_of(count=6), np.array([4, 0, 5])
+    shape = collate.widths(rows.needs(T5), T5.apart).holds(rows.needs(T5).of(index))
+    expected = batch(rows, index, T5, shape)
+    images, together = rows.images, Barrier(3, timeout=60)
+
+    def decode(row):
+        together.wait()  # until all three are being read
+        return images(row)
+
+    monkeypatch.setattr(rows, "images", decode)
+    assert_equal(batch(rows, index, T5, shape, threads=3), expected)
+
+
+def test_a_bad_picture_stops_the_batch_with_its_own_message():
+    def decode(row):
+        if row == 2:
+            raise AntgmmError("row 2: not a picture")
+        return row
+
+    with pytest.raises(AntgmmError, match="row 2: not a picture"):
+        in_threads(decode, 3, range(5))

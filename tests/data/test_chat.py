@@ -16,7 +16,7 @@ from antgmm_jax.families.llava.presets import sized as llava
 from antgmm_jax.pure import functional
 from data import collate
 from data.chat import messages
-from data.encoding import Encoder
+from data.encoding import Encoder, decode
 from data.limits import BadRow
 from data.making import batch
 from data.packing import packed
@@ -118,6 +118,7 @@ def test_batches_by_hand(tmp_path):
     np.testing.assert_array_equal(prompts["input_ids"], [ids[0][:14]])
 
 
+@pytest.mark.long
 def test_five_turns_are_one_row_with_the_loss_of_five_rows_and_a_fifth_of_the_pictures(tmp_path):
     lines = [("what ?", "red or"), ("or ?", "green"), ("red ?", "red"), ("green ?", "or"), ("what or ?", "green red")]
     turns = [turn for ask, answer in lines for turn in (Turn("user", (ask,)), Turn("assistant", (answer,)))]
@@ -235,6 +236,7 @@ def test_templates_without_answers_are_refused_and_others_serve_one_turn():
     for template, message in (
         (CHATML.replace("{{ message['content'][0]['text'] }}", ""), "the chat template leaves out answers"),
         ("{{ raise_exception('no') }}", "the chat template refuses the conversation: no"),
+        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "reads texts where a conversation has lists of"),
     ):
         with pytest.raises(AntgmmError, match=message):
             bytewise(template)
@@ -306,3 +308,47 @@ def test_images_first_moves_pictures_to_the_first_question():
         Turn("assistant", ("c",)),
         Turn("user", ("d",)),
     )
+
+
+def test_an_answer_behind_a_plain_prompt_begins_with_a_space_where_tokens_of_words_do():
+    """OPT writes " red" after "Answer:", and "red" is another token."""
+    encode = bytewise(None)
+    row = encode(Record(images=PICTURES[:1], question="what?", answer="red", id="a"))
+    assert spelt(encode, row["answer"]) == ["\u0120red", "</s>"]
+    assert spelt(encoder(), encoder()(record())["answer"])[0] == "green"
+
+
+def test_without_a_template_pictures_come_first_wherever_they_are():
+    encode = bytewise(None)
+    expected = encode(record((Turn("user", (None, "what?\nred")),)))["prompt"]
+    for parts in ((None, "what?", "red"), ("what?", None, "red"), ("what?", "red", None)):
+        np.testing.assert_array_equal(encode(record((Turn("user", parts),)))["prompt"], expected)
+    for turns in (ONE, (Turn("system", ("what?",)), Turn("user", (None, "red")))):
+        with pytest.raises((AntgmmError, BadRow), match="chat template"):
+            encode(record(turns))
+
+
+def test_an_end_token_that_is_a_line_break_ends_answers_and_its_letter_is_no_special_token():
+    """BLIP-2 with OPT ends answers so; its tokenizer writes the token as a letter."""
+    processor = bytewise(None).inputs.processor
+    processor.tokenizer.eos_token = "\u010a"
+    encode = Encoder(processor, CONFIG)
+    question = Record(images=PICTURES[:1], question="is \u010a\nred?", answer="red", id="a")
+    assert encode.special_parts(question) == []
+    assert encode.special_parts(replace(question, answer="</s>")) == [("answer", "</s>")]
+    assert spelt(encode, encode(question)["answer"])[-1] == "\u010a"
+    with pytest.raises(BadRow, match=r"the answer 'red\\nor' contains '\\n', with which the model ends answers: write"):
+        encode(replace(question, answer="red\nor"))
+
+
+def test_words_that_a_template_writes_before_an_answer_are_trained_on_but_no_part_of_it():
+    thinking = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>{% endif %}").replace(
+        "{% generation %}", "{% if loop.last %}<think></think>{% endif %}{% generation %}"
+    )
+    encode = bytewise(thinking)
+    row = encode(Record(images=PICTURES[:1], question="what?", answer="red", id="a"))
+    tokens = row["answer"][None]
+    processor = encode.inputs.processor
+    assert encode.opening == "</think>"
+    assert decode(processor, tokens) == ["</think>red"]
+    assert decode(processor, tokens, encode.opening) == ["red"]

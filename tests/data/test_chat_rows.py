@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from antgmm_jax.errors import AntgmmError
+from data import arrow_rows
 from data.limits import BadRow
 from data.readers import read_records
 from data.record import Turn
@@ -160,7 +161,28 @@ BAD = {
     "contains <video>: video is not supported": {"messages": [{**USER, "content": "<video>\nwhat?"}, RED]},
     "has a video: video is not supported": {"messages": [WHAT, RED], "video": "a.mp4"},
     "has a videos: video is not supported": {"question": "q", "answer": "a", "image": "b", "videos": ["a.mp4"]},
-    "messages[1] is a turn of the assistant with an image": {"messages": [WHAT, {**ASSISTANT, "content": "<image>"}]},
+    "messages[1] is a turn of the assistant with an image": {
+        "messages": [WHAT, {**ASSISTANT, "content": "<image>"}],
+        "image": "a.png",
+    },
+    "messages[0] names a picture as '<img>a.jpg</img>': write <image>": {
+        "messages": [{**USER, "content": "Picture 1: <img>a.jpg</img>\nwhat?"}, RED]
+    },
+    "has no image, but 'image_url', which is not read: rename it": {"messages": [WHAT, RED], "image_url": "a.jpg"},
+    "has no image, but 'image_1', which is not read: rename it": {"messages": [WHAT, RED], "image_1": {"bytes": b"a"}},
+    "messages[1] is an answer that is not to be learnt": {"messages": [WHAT, {**RED, "weight": 0}, WHAT, RED]},
+    "messages[3] is an answer that is not to be learnt": {"messages": [WHAT, RED, WHAT, {**RED, "loss": False}]},
+    "messages[1] calls tools, which is not supported": {"messages": [WHAT, {**RED, "tool_calls": [{"id": "1"}]}]},
+    "image has max_pixels: resize its file": {
+        "messages": [
+            {**USER, "content": [{"type": "image", "image": "a.jpg", "max_pixels": 50176}, text("what?")]},
+            RED,
+        ]
+    },
+    "has a system prompt beside another one in messages: remove one": {
+        "messages": [{"role": "system", "content": "s"}, WHAT, RED],
+        "system": "t",
+    },
     "messages[0] is a turn of the system with an image": {
         "messages": [{"role": "system", "content": [IMAGE]}, WHAT, RED]
     },
@@ -256,6 +278,44 @@ def test_a_folder_of_save_to_disk(tmp_path):
     (tmp_path / "two" / "state.json").write_text("[]")
     with pytest.raises(AntgmmError, match=r"state\.json is damaged"):
         read_records("arrow", tmp_path / "two")
+
+
+def as_json_table(contents, images, last=None):
+    """Conversations of two turns as `datasets` stores contents of mixed types: each is JSON."""
+    written = [json.dumps(content) for pair in contents for content in pair]
+    storage = pa.array(written if last is None else [*written[:-1], last])
+    fields = {
+        "role": pa.array(["user", "assistant"] * len(contents)),
+        "content": pa.ExtensionArray.from_storage(pa.json_(), storage),
+    }
+    turns = pa.StructArray.from_arrays([*fields.values()], names=[*fields])
+    messages = pa.ListArray.from_arrays(pa.array(range(0, 2 * len(contents) + 1, 2), pa.int32()), turns)
+    return pa.table({"messages": messages, "images": pa.array(images)})
+
+
+def test_contents_of_mixed_types_are_json(folder):
+    contents = [
+        ([IMAGE, text("what?")], "red"),
+        ("which?", [text("green")]),
+        ([text("own: "), {**IMAGE, "path": "images/0.png"}], "blue"),
+    ]
+    table = as_json_table(contents, [["images/1.png"], [], []])
+    pq.write_table(table, folder / "rows.parquet")
+    saved_to_disk(folder, [table])
+    for kind, path in (("parquet", folder / "rows.parquet"), ("arrow", folder)):
+        first, second, third = read(kind, path)
+        assert [(turn.role, turn.parts) for turn in first.turns] == [("user", (None, "what?"))]
+        assert (first.answer, second.answer, third.answer) == ("red", "green", "blue")
+        np.testing.assert_array_equal(first.images[0], picture(1))
+        np.testing.assert_array_equal(third.images[0], picture(0))
+    assert arrow_rows.row_bytes(table)[2] > len("images/0.png")
+    before = read_records("arrow", folder).digest()
+    (folder / "images" / "0.png").write_bytes(png(picture(7)) + b"x")
+    assert read_records("arrow", folder).digest() != before
+    broken = as_json_table([("a?", "b"), ("c?", "d")], [[], []], last="{")
+    pq.write_table(broken, folder / "broken.parquet")
+    with pytest.raises(AntgmmError, match=r"broken\.parquet row 2: cannot be read: Expecting property name"):
+        read("parquet", folder / "broken.parquet")
 
 
 def test_shards_with_conversations(tmp_path):

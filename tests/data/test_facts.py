@@ -11,7 +11,7 @@ from antgmm_jax.presets import preset
 from antgmm_jax.pure import functional
 from data.facts import CELLS_WEIGHT, cell_logits, classes_of, facts_loss, with_heads
 from data.maad.cell_grid import SIDE
-from tests.pruning.models import CONFIGS
+from tests.pruning.models import CONFIGS, EACH
 from tests.reference import squares
 
 FACTS = {"colour": 3, "sign": 2}
@@ -42,7 +42,7 @@ def test_a_cell_is_predicted_from_its_own_patch():
     np.testing.assert_array_equal(logits[0, :, :, 1], rows[:, None] * patches + rows)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", EACH)
 def test_the_loss_is_the_mean_over_facts_plus_the_weighted_cell_loss(family):
     config = CONFIGS[family]
     params = functional(config).init(jax.random.key(0))
@@ -66,6 +66,22 @@ def test_the_loss_is_the_mean_over_facts_plus_the_weighted_cell_loss(family):
     del rows["cells"]
     np.testing.assert_allclose(facts_and_cells(plain, rows)[0], np.mean(facts), rtol=1e-5)
     assert with_heads(config, params, FACTS, 0, jax.random.key(1)).keys() == plain.keys()
+
+
+def test_a_row_of_several_slots_is_read_as_a_whole():
+    """Tiles, squares and further pictures; slots that a row does not use are left out."""
+    config = CONFIGS["llava"]
+    trained = with_heads(config, params := functional(config).init(jax.random.key(0)), FACTS, 0, jax.random.key(1))
+    rows = {name: value for name, value in batch(config).items() if name != "cells"}
+    loss = facts_loss(config, params, FACTS, dtype=jnp.float32)
+    one = {name: np.asarray(leaf) for name, leaf in rows["images"].items()}
+    twice = {name: np.concatenate([leaf, leaf], axis=1) for name, leaf in one.items()}
+    expected = loss(trained, rows)[0]
+    np.testing.assert_allclose(loss(trained, {**rows, "images": twice})[0], expected, rtol=1e-6)
+    twice["pixels"][:, 1] += 1.0
+    unused = {**twice, "valid": twice["valid"] & np.array([True, False])}
+    np.testing.assert_allclose(loss(trained, {**rows, "images": unused})[0], expected, rtol=1e-6)
+    assert abs(float(loss(trained, {**rows, "images": twice})[0]) - float(expected)) > 1e-4
 
 
 def test_classes_are_counted_from_the_rows():

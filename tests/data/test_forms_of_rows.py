@@ -134,8 +134,16 @@ def test_what_else_a_row_may_have():
     for more in ({"texts": []}, {"texts": ["x"]}, {"completion": "z"}, {"history": "long"}, {"system": 3}):
         assert (parse({**raw, **more}).turns, parse({**raw, **more}).answer) == ((), "red")
     system = {"role": "system", "content": "s"}
-    row = parse({"system": "t", "messages": [system, {**USER, "content": "what?"}, RED]})
+    row = parse({"system": "s ", "messages": [system, {**USER, "content": "what?"}, RED]})
     assert [turn.role for turn in row.turns] == ["system", "user"] and row.turns[0].text == "s"
+    for blank in ("", [text(" ")]):  # which does not stand for the column
+        first = {"role": "system", "content": blank}
+        row = parse({"system": "s", "messages": [first, {**USER, "content": "what?"}, RED]})
+        assert [(turn.role, turn.text) for turn in row.turns] == [("system", "s"), ("user", "what?")]
+    row = parse({"messages": [{**USER, "content": "how?"}, {**RED, "content": "Use <video> or <image>.", "weight": 1}]})
+    assert (row.answer, row.images) == ("Use <video> or <image>.", ())
+    pictured = {"image": "a.jpg", "image_url": "https://a", "messages": [{**USER, "content": "what?"}, RED]}
+    assert parse(pictured).images == ("a.jpg",)
     with pytest.raises(BadRow, match="has messages beside prompt and completion"):
         parse({"messages": [RED], "prompt": [{**USER, "content": "what?"}], "completion": [RED]})
     with pytest.raises(BadRow, match="question is a list, not text"):

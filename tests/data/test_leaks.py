@@ -84,6 +84,7 @@ def test_phrasing_adds_no_evidence(tier):
         assert allowed < majority + 0.3, (kind, allowed, majority)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tier", ["s", "m"])
 def test_the_picture_alone_does_not_answer(tier):
     preset = maad.tier(tier)

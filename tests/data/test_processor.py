@@ -344,6 +344,11 @@ def test_a_processor_of_another_model_is_refused(saved, monkeypatch):
             patch.setattr(saved[family], field, None)
             with pytest.raises(AntgmmError, match=rf"the processor has no {field} \(older releases"):
                 inputs(sizes(family), saved[family])
+    old = copy.deepcopy(saved["llava"])
+    old.num_additional_image_tokens = 0  # the default of transformers, for files that do not name it
+    named = r'num_additional_image_tokens = 1, vision_feature_select_strategy = "default" in processor_config\.json'
+    with pytest.raises(AntgmmError, match=rf"set patch_size = \d+, {named} .*, or save the model's own processor"):
+        inputs(sizes("llava"), old)
     unpadded = copy.deepcopy(saved["llava"])
     unpadded.tokenizer.pad_token = None
     with pytest.raises(AntgmmError, match="the tokenizer has no padding token"):

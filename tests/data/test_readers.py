@@ -86,7 +86,7 @@ def test_a_split_without_rows_is_named(folder):
     file = lines(folder, *(good(0, id=f"{k}") for k in range(3)))
     splits = [read_records("jsonl", file, split=split) for split in ("train", "test")]
     (empty,) = (source for source in splits if not len(source))
-    with pytest.raises(AntgmmError, match=r"has no rows in its split '\w+': bring a file of its own for it"):
+    with pytest.raises(AntgmmError, match=r"has no rows in its split '\w+': name other rows for it"):
         empty.check({})
 
 

@@ -365,6 +365,7 @@ def test_the_fingerprint_of_records_in_memory_covers_their_pixels(encode, tmp_pa
 _MEMORY = """
 import json, sys
 from experiments.lab.bench.stream import child
+from tests.marks import long
 print(json.dumps(child(sys.argv[1], sys.argv[2], 64)))
 """
 

@@ -36,6 +36,26 @@ def test_webdataset_shards(tmp_path):
     np.testing.assert_array_equal(record.images[0], picture(0))
 
 
+def test_samples_without_pictures(tmp_path):
+    turns = [{"role": role, "content": role} for role in ("user", "assistant")]
+    rows = [
+        {"image": None, "question": "2+2?", "answer": "4"},
+        {"image": [], "question": "2+2?", "answer": "4"},
+        {"prompt": turns[:1], "completion": turns[1:]},
+        {"system": "Be brief.", "question": "2+2?", "answer": "4"},
+    ]
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for number, row in enumerate(rows):
+            content = json.dumps(row).encode()
+            info = tarfile.TarInfo(f"{number}.json")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    records = [*read("webdataset", tmp_path)]
+    assert [record.answer for record in records] == ["4", "4", "assistant", "4"]
+    assert not any(record.images for record in records)
+    assert [turn.role for turn in records[3].turns] == ["system", "user"]
+
+
 def test_webdataset_pictures_in_any_form_and_no_links(tmp_path):
     buffer = io.BytesIO()
     Image.fromarray(picture(1)).save(buffer, "TIFF")

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from antgmm_jax.parallel import processes, sharding
-from distill import build as build_module
 from experiments.run.host.meshes import devices
 
 
@@ -25,7 +24,6 @@ def main(directory: str, moment: str, mesh: str, address: str, process: str) -> 
                 if moment == "half":
                     os.kill(os.getpid(), signal.SIGKILL)
 
-        build_module.FLUSH_EVERY = 1
         params = jax.tree.map(lambda x: sharding.place(np.asarray(x), ()), cached.PARAMS)
         cached.build(Path(directory), batches=batches, names=cached.STATES, params=params)
 

@@ -12,7 +12,7 @@ from antgmm_jax.pure import abstract, functional
 from distill import LossConfig, OptimizerConfig, init_state, make_loss, make_optimizer, make_step
 from distill.adapters import adapted, merged, with_adapters
 from tests.programs import equations
-from tests.pruning.models import CONFIGS, batch_of, parameters, valid_logits
+from tests.pruning.models import CONFIGS, EACH, batch_of, parameters, valid_logits
 
 RANKS = {"language": 2, "language/decoder": 3}
 
@@ -22,13 +22,13 @@ def ready(family):
     return params, with_adapters(params, RANKS, jax.random.key(0))
 
 
-@pytest.mark.parametrize("family", ["llava", pytest.param("blip2_t5", marks=pytest.mark.long)])
+@pytest.mark.parametrize("family", EACH)
 def test_new_adapters_change_nothing(family):
     params, held = ready(family)
     jax.tree.map(np.testing.assert_array_equal, merged(held), params)
 
 
-@pytest.mark.parametrize("family", ["llava", pytest.param("blip2_t5", marks=pytest.mark.long)])
+@pytest.mark.parametrize("family", EACH)
 def test_an_adapter_adds_its_product_layer_by_layer_with_the_rank_of_the_longest_prefix(family):
     params, held = ready(family)
     path, shape = "language/decoder/blocks/attention/q", params["language"]["decoder"]["blocks"]["attention"]["q"].shape
@@ -65,12 +65,21 @@ def test_the_only_map_of_a_bridge_has_an_adapter(name):
     assert b.shape == (2, kernel.shape[-1])
 
 
+def test_adapters_of_the_image_side_are_computed():
+    config, params = CONFIGS["llava"], jax.tree.map(jnp.asarray, parameters("llava"))
+    held = with_adapters(params, {"vision": 2}, jax.random.key(0))
+    assert "vision/patch" in held["adapters"]
+    batch = batch_of(config)
+    got = adapted(functional(config), {"vision": 2}).apply(held, batch)["logits"]
+    np.testing.assert_allclose(got, functional(config).apply(params, batch)["logits"], rtol=1e-5, atol=1e-5)
+
+
 def test_a_prefix_without_a_linear_map_is_refused():
     with pytest.raises(AntgmmError, match="adapters of language/tokens matches no linear map"):
         with_adapters(abstract(CONFIGS["llava"]), {"language/tokens": 2}, jax.random.key(0))
 
 
-@pytest.mark.parametrize("family", ["llava", pytest.param("blip2_t5", marks=pytest.mark.long)])
+@pytest.mark.parametrize("family", EACH)
 def test_a_step_trains_the_factors_only_and_the_merged_model_is_the_trained_one(family):
     config, rows = CONFIGS[family], batch_of(CONFIGS[family])
     params, held = ready(family)
@@ -94,7 +103,8 @@ def test_a_step_trains_the_factors_only_and_the_merged_model_is_the_trained_one(
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["llava", pytest.param("blip2_t5", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("family", EACH)
 def test_a_mesh_that_splits_widths_gives_the_gradients_of_one_device(family):
     config, rows = CONFIGS[family], batch_of(CONFIGS[family])
     params = jax.tree.map(jnp.asarray, parameters(family))

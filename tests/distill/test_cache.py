@@ -14,7 +14,6 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import shards
 from antgmm_jax.io.books import read_book, write_book
-from distill import build as build_module
 from distill.build import cache_size
 from distill.cache import fingerprint, open_cache, stored_names
 from experiments.lab.servers.starting import free_port
@@ -80,8 +79,7 @@ def flip(content: bytes) -> bytes:
     ],
     ids=["altered", "cut short", "missing"],
 )
-def test_a_damaged_cache_is_refused(tmp_path, monkeypatch, change, reason):
-    monkeypatch.setattr(build_module, "FLUSH_EVERY", 1)
+def test_a_damaged_cache_is_refused(tmp_path, change, reason):
     build(tmp_path / "cache")
     file = tmp_path / "cache" / "00000-00001.array_record"
     content = change(file.read_bytes())
@@ -113,9 +111,7 @@ def test_a_cache_with_more_names_is_kept_and_one_with_fewer_is_replaced(tmp_path
     assert stored_names(tmp_path / "less", "another") == stored_names(tmp_path / "absent", KEY) == ()
 
 
-def test_an_interrupted_build_resumes(tmp_path, monkeypatch):
-    monkeypatch.setattr(build_module, "FLUSH_EVERY", 1)
-
+def test_an_interrupted_build_resumes(tmp_path):
     def broken():
         yield toy.batch(0)
         raise KeyboardInterrupt

@@ -26,10 +26,9 @@ from distill import (
 from pruning.gates import gates_of
 from pruning.keep import identity
 from pruning.shrinking import shrink
-from tests.pruning.models import CONFIGS, batch_of, parameters
+from tests.pruning.models import CONFIGS, EACH, batch_of, parameters
 
 ALL = LossConfig(hard=1.0, soft=1.0, pair=0.3, rank=0.2, hidden=0.5, vision=0.5, bridge=0.5, temperature=2.0)
-FAMILIES = tuple(CONFIGS)
 
 
 def cut(family):
@@ -44,7 +43,7 @@ def cut(family):
     return config, keep
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH)
 def test_the_gated_and_the_shrunk_model_have_equal_losses(family):
     config, keep = cut(family)
     params, batch = parameters(family), batch_of(config)
@@ -60,7 +59,7 @@ def test_the_gated_and_the_shrunk_model_have_equal_losses(family):
     np.testing.assert_allclose(value, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["llava", pytest.param("blip2_t5", marks=pytest.mark.long)])
+@pytest.mark.parametrize("family", EACH)
 def test_steps_with_every_loss_lower_the_loss_of_a_cut_student(family):
     config, keep = cut(family)
     model, batch = functional(config), batch_of(config)
@@ -84,7 +83,7 @@ def test_steps_with_every_loss_lower_the_loss_of_a_cut_student(family):
     assert history[-1] < 0.9 * history[0]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH)
 def test_an_uncut_student_has_zero_loss(family):
     config = CONFIGS[family]
     teacher = online(functional(config), parameters(family))
@@ -94,7 +93,7 @@ def test_an_uncut_student_has_zero_loss(family):
     np.testing.assert_allclose(value, 0.0, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llava", pytest.param("blip2_t5", marks=pytest.mark.long)])
+@pytest.mark.parametrize("family", EACH)
 def test_the_bridge_loss_by_hand(family):
     config, keep = cut(family)
     batch, params = batch_of(config), parameters(family)
@@ -122,7 +121,7 @@ def test_the_bridge_loss_by_hand(family):
     np.testing.assert_allclose(value, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EACH)
 def test_cached_targets_equal_online_ones(family, tmp_path):
     config = CONFIGS[family]
     model, params = functional(config), parameters(family)

@@ -13,7 +13,7 @@ from antgmm_jax.axes import sizes
 from antgmm_jax.config import towers
 from antgmm_jax.pure import abstract, functional
 from distill.align import parts
-from tests.pruning.models import CONFIGS
+from tests.pruning.models import CONFIGS, EACH
 
 VOCAB, BATCH, ANSWER = 150_000, 128, 64
 ALL_LOGITS = 4 * BATCH * ANSWER * VOCAB  # float32, one model's
@@ -52,7 +52,7 @@ def temporaries(family, **options):
     return analysis.temp_size_in_bytes
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", EACH)
 def test_a_step_needs_less_than_a_third_of_one_models_logits(family):
     # 512 of 8192 tokens are in memory at once, in about four arrays: logits of both models and derived values.
     assert temporaries(family) < ALL_LOGITS / 3

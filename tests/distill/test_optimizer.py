@@ -12,7 +12,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.pure import abstract, functional, is_axes
 from distill.optimizer import OptimizerConfig, linear_maps, make_optimizer, muon_flops
 from distill.state import init_state, map_moments
-from distill.trainable import combine, trainable
+from distill.trainable import check_paths, combine, trainable
 from tests.families.cases import FIRST, config_with
 
 PARAMS = {"a": {"kernel": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "bias": jnp.array([1.0, -1.0])}, "ab": jnp.array([5.0])}
@@ -83,8 +83,34 @@ def test_the_longest_prefix_sets_the_rate():
     jax.tree.map(lambda s, p, f: np.testing.assert_allclose(s, f * p, rtol=1e-6), scaled, plain, factors)
     # Frozen parameters have no rate.
     assert updates(frozen=("ab",), rates={"a": 0.5})["ab"] == jax.tree.map(lambda _: None, PARAMS["ab"])
-    with pytest.raises(AntgmmError, match="rates of ab matches no parameter: top-level names are a"):
-        updates(frozen=("ab",), rates={"ab": 0.5})
+    # A cut may have removed the parameters of a rate.
+    jax.tree.map(np.testing.assert_array_equal, updates(rates={"gone": 0.5}), plain)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_what_the_loss_does_not_depend_on_is_not_decayed(kind):
+    params = {"bridge": {"up": jnp.ones((4, 4))}, "language": {"up": jnp.ones((4, 4))}}
+    optimizer = make_optimizer(OptimizerConfig(kind=kind, learning_rate=1.0, weight_decay=0.5), 1)
+    gradient = jax.grad(lambda params: (params["bridge"]["up"] ** 2).sum())(params)
+    first, _ = optimizer.transform.update(gradient, optimizer.transform.init(params), params)
+    assert not first["language"]["up"].any()
+    bare = make_optimizer(OptimizerConfig(kind=kind, learning_rate=1.0, weight_decay=0.0), 1)
+    plain, _ = bare.transform.update(gradient, bare.transform.init(params), params)
+    np.testing.assert_allclose(first["bridge"]["up"], plain["bridge"]["up"] + 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("rates", [{}, {"vision": 0.5}], ids=["one", "rates"])
+def test_muon_leaves_maps_where_they_are_in_batches_that_do_not_reach_them(rates):
+    """Its updates have full size however small the momentum is. AdamW's shrink with the momentum, and go on."""
+    params = {name: {"up": jnp.eye(4), "up_bias": jnp.ones(4)} for name in ("vision", "language")}
+    config = OptimizerConfig(kind="muon", learning_rate=1.0, weight_decay=0.5, rates=rates)
+    optimizer = make_optimizer(config, 1)
+    whole = jax.tree.map(lambda leaf: 1 + jnp.arange(leaf.size, dtype=leaf.dtype).reshape(leaf.shape), params)
+    blind = {**whole, "vision": jax.tree.map(jnp.zeros_like, whole["vision"])}
+    first, state = optimizer.transform.update(whole, optimizer.transform.init(params), params)
+    second, _ = optimizer.transform.update(blind, state, params)
+    assert jnp.abs(first["vision"]["up"]).max() > 0.1 and not second["vision"]["up"].any()
+    assert second["vision"]["up_bias"].any() and jnp.abs(second["language"]["up"]).max() > 0.1
 
 
 def test_a_prefix_freezes_only_whole_path_components():
@@ -97,7 +123,7 @@ def test_a_prefix_freezes_only_whole_path_components():
 @pytest.mark.parametrize(("frozen", "message"), [(("vision",), "vision.*a, ab"), (("a", "ab"), "nothing to train")])
 def test_invalid_frozen_prefixes_are_refused(frozen, message):
     with pytest.raises(AntgmmError, match=message):
-        trainable(PARAMS, frozen)
+        check_paths(PARAMS, frozen, ())
 
 
 @pytest.mark.parametrize(
@@ -222,3 +248,24 @@ def test_the_state_copies_the_parameters():
     state = init_state(PARAMS, make_optimizer(OptimizerConfig(learning_rate=0.1), steps=4))
     assert state.params["ab"] is not PARAMS["ab"]
     assert state.params["ab"].unsafe_buffer_pointer() != PARAMS["ab"].unsafe_buffer_pointer()
+
+
+def test_trained_parameters_of_bfloat16_files_are_float32():
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), PARAMS)
+    state = init_state(narrow, make_optimizer(OptimizerConfig(learning_rate=0.1), steps=4, frozen=("a/bias",)))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(trainable(state.params, ("a/bias",)))} == {"float32"}
+    assert state.params["a"]["bias"].dtype == jnp.bfloat16
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(optax.tree.get(state.opt_state, "nu"))} == {"float32"}
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_cut_may_remove_parameters_with_their_moments(kind):
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, kind=kind), steps=4)
+
+    def cut(tree):
+        return {"a": {"kernel": tree["a"]["kernel"][:, :1]}, "ab": tree["ab"]}
+
+    small = map_moments(init_state(PARAMS, optimizer).opt_state, PARAMS, optimizer, cut)
+    fresh = jax.eval_shape(optimizer.transform.init, cut(PARAMS))
+    assert jax.tree.structure(small) == jax.tree.structure(fresh)
+    assert jax.tree.map(jnp.shape, small) == jax.tree.map(jnp.shape, fresh)

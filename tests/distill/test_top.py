@@ -109,6 +109,7 @@ def test_more_tokens_than_the_vocabulary_and_another_temperature_are_refused():
         top.soft(STUDENT, top.largest(LOGITS, 2, 1.0), temperature=2.0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("in_memory", [False, True])
 @pytest.mark.parametrize("count", [4, toy.VOCAB])
 def test_a_cache_gives_the_loss_of_the_online_teachers_tokens(tmp_path, in_memory, count):

@@ -29,7 +29,8 @@ SMALL = {
     "llava-onevision-tiny": f'{_IMAGE}, {_TEXT}=1, "text/embed"=96',
     "smolvlm-tiny": f'{_IMAGE}, {_TEXT}=1, "text/embed"=48',
     "internvl-tiny": f'{_IMAGE}, {_TEXT}=1, "text/embed"=96',
-    "qwen3-vl-tiny": f'{_IMAGE}, {_TEXT}=1, "text/embed"=48',
+    "qwen3-vl-tiny": '"vision/layers"=3, "vision/embed"=64, "vision/mlp"=96, "text/layers"=3, "text/mlp"=64'
+    ', "text/heads"=1, "text/embed"=48',
     "qwen2.5-vl-tiny": f"{_IMAGE}, {_TEXT}=1",
     "gemma3-tiny": f'{_IMAGE}, {_TEXT}=1, "text/embed"=48',
     "ministral-3-tiny": f'{_IMAGE}, {_TEXT}=1, "text/embed"=48',
@@ -39,6 +40,8 @@ ENCODERS = ("antgmm-tiny", "instructblip-tiny")
 """Presets of models with an encoder: they have recipes of their own."""
 CHATLESS = ("antgmm-tiny", "blip2-opt-tiny", "instructblip-tiny", "instructblip-llama-tiny")
 """Presets of models without a chat template."""
+DEEPSTACK = ("qwen3-vl-tiny",)
+"""Presets of models that need two layers of the image encoder and two of the language model."""
 TEMPLATE = "Question: {question}[ ({text})] Answer:"
 FROZEN = 'phase.answers.frozen=["vision", "bridge"]'
 
@@ -55,11 +58,12 @@ def recipe_of(preset, ending=""):
 
 
 def cut(preset):
-    """The change of a packaged recipe that halves the layers of a small model."""
+    """The change of a packaged recipe that cuts the layers of a small model."""
     if preset in ENCODERS:
         sizes = '"vision/layers"=1, "bridge/layers"=1, "encoder/layers"=1, "decoder/layers"=1, "text/embed"=32'
     else:
-        sizes = '"vision/layers"=1, "text/layers"=1, "text/mlp"=0.5'
+        layers = 2 if preset in DEEPSTACK else 1
+        sizes = f'"vision/layers"={layers}, "text/layers"={layers}, "text/mlp"=0.5'
     return f"stage.cut.sizes={{{sizes}}}"
 
 
@@ -81,7 +85,7 @@ def save_untrained(preset, folder):
     recipe = load_training(recipe_of(preset), [*tiny(preset), "buckets=[]"])
     student, processor = fresh(recipe, shape_of(recipe), load_both(recipe)[0])
     with TemporaryDirectory() as like:
-        save_processor(processor, Path(like))
+        save_processor(processor, Path(like), student.config)
         save_hf(student.config, student.load(), folder, like=like)
 
 

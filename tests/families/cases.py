@@ -18,16 +18,20 @@ from antgmm_jax.families.base import Inputs
 from antgmm_jax.families.common.words import SPECIAL
 from antgmm_jax.families.llava_onevision.config import LlavaOnevisionConfig
 from antgmm_jax.families.llava_onevision.inputs import place_of
-from antgmm_jax.io.convert import load_hf
+from antgmm_jax.io.convert import open_hf
 from antgmm_jax.pure import functional
 
-SHAPES = [(name, shape) for name, family in FAMILIES.items() for shape in family.tiny(0)]
+Shape = tuple[str, str]
+"""Name of a family and name of one of its small shapes."""
+SHAPES: list[Shape] = [(name, shape) for name, family in FAMILIES.items() for shape in family.tiny(0)]
 FIRST = [
     (name, shape)
     for name, family in FAMILIES.items()
     for place, (shape, tiny) in enumerate(family.tiny(0).items())
     if place == 0 or tiny.another
 ]
+QUICK = [one for one in FIRST if one[0] in ("llava", "qwen2_5_vl", "gemma3")]
+"""One size of pictures, and any size with windows; layers that attend to their surroundings."""
 PICTURES = (2, 0, 1, 2)
 """Number of pictures in each row of a batch."""
 WORDS = (20, 60)
@@ -61,7 +65,7 @@ def case_of(family: str, shape: str, root: Path) -> Case:
     model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, 1
     directory = root / "families" / family / shape
     model.save_pretrained(directory)
-    config, params = load_hf(directory)
+    config, params = open_hf(directory)
     params = jax.tree.map(np.asarray, params)  # NumPy gathers without compiling a program for each shape
     return Case(model, directory, config, params, inputs(config, new_processor(config, tokenizer())))
 

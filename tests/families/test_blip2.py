@@ -44,6 +44,10 @@ def config_of(shape, **changes):
         ({"qformer_config": {"use_qformer_text_input": True}}, "use_qformer_text_input = true is not supported"),
         ({"image_token_index": None}, "config.json has no image_token_index"),
         (
+            {"image_token_index": 160},
+            r"image_token_index = 160, but the token table has 160 rows: .* call `resize_token_embeddings\(",
+        ),
+        (
             {"vision_config": {"image_size": 4}},
             "image_size = 4 and patch_size = 8 must be one number each, and a patch fit",
         ),

@@ -11,12 +11,11 @@ from pruning import shrink
 from tests.families.cases import SHAPES, batch, case_of, close, reloaded, torch_logits
 
 TIED = [(name, shape) for name, shape in SHAPES if " tied" in shape]
-QUICK = ("blip2", "llava", "qwen3_vl")
 
 
 @pytest.mark.parametrize(
     "shape",
-    [pytest.param(shape, marks=[pytest.mark.long] * (shape[0] not in QUICK), id=" ".join(shape)) for shape in TIED],
+    [pytest.param(shape, marks=[pytest.mark.long] * (shape[0] != "llava"), id=" ".join(shape)) for shape in TIED],
 )
 def test_all_components_give_the_logits_in_transformers_with_a_head_of_its_own(shape, tmp_path, tmp_path_factory):
     case = case_of(*shape, tmp_path_factory.getbasetemp())

@@ -7,15 +7,13 @@ import jax
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from antgmm_jax.axes import sizes
 from antgmm_jax.io.convert import load_hf, open_hf, save_hf
 from antgmm_jax.pure import local_axes
 from pruning import gates_of, identity, legal_above, magnitude, ones, plan, random, shrink, shrink_hf
 from tests.families.cases import batch, close, logits, reloaded, torch_logits
-from tests.families.strategies import fewer, keeps
+from tests.families.keeps import fewer, random_keep
 
 
 def half(config):
@@ -24,8 +22,19 @@ def half(config):
     return plan(random(jax.random.key(1), sizes(config), local_axes(config)), config, targets)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_every_tensor_survives_a_round_trip_bit_for_bit(case, tmp_path, dtype):
+def test_every_tensor_survives_a_round_trip_bit_for_bit(case, tmp_path):
+    again = round_trip(case, tmp_path, torch.float32)
+    arrays = batch(case.config)
+    close(torch_logits(again, case, arrays), torch_logits(case.model, case, arrays))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_tensors_of_two_bytes_survive_a_round_trip_bit_for_bit(first, tmp_path, dtype):
+    round_trip(first, tmp_path, dtype)
+
+
+def round_trip(case, tmp_path, dtype):
+    """Asserts that every tensor of a model in a dtype is read and written unchanged; returns what PyTorch reads."""
     model = copy.deepcopy(case.model).to(dtype)
     model.save_pretrained(tmp_path / "in")
     config, params = load_hf(tmp_path / "in")
@@ -41,19 +50,20 @@ def test_every_tensor_survives_a_round_trip_bit_for_bit(case, tmp_path, dtype):
     # Layers that the model never runs are not written.
     for name, tensor in again.state_dict().items():
         torch.testing.assert_close(tensor, original[name].float(), rtol=0, atol=0)
-    if dtype == torch.float32:
-        arrays = batch(config)
-        close(torch_logits(again, case, arrays), torch_logits(case.model, case, arrays))
+    return again
 
 
-def test_a_cut_of_all_axes_gives_the_gated_logits_in_transformers(case, tmp_path):
-    config, params = case.config, case.params
+def test_a_cut_of_all_axes_gives_the_gated_logits_in_transformers(every, tmp_path):
+    config, params = every.config, every.params
     keep = half(config)
     smaller, cut = shrink(config, params, keep)
-    assert all(sizes(smaller).get(axis, 0) < size for axis, size in sizes(config).items() if size > 1)
-    save_hf(smaller, cut, tmp_path / "student", like=case.directory)
+    # DeepStack may need every layer of the image encoder.
+    present = sizes(config)
+    cuttable = [axis for axis, size in present.items() if legal_above(config, {axis: -(-size // 2)})[axis] < size]
+    assert all(sizes(smaller).get(axis, 0) < present[axis] for axis in cuttable) and len(cuttable) > 3
+    save_hf(smaller, cut, tmp_path / "student", like=every.directory)
     arrays = batch(config)
-    expected = torch_logits(reloaded(tmp_path / "student"), case, arrays)
+    expected = torch_logits(reloaded(tmp_path / "student"), every, arrays)
     close(logits(config, params, arrays, {**ones(config), **gates_of(keep, config)}), expected)
     close(logits(smaller, cut, arrays), expected)
 
@@ -75,12 +85,11 @@ def test_a_cut_on_disk_equals_the_cut_in_memory_bit_for_bit(case, tmp_path):
     assert {"tokenizer.json", "model.safetensors.index.json"} < set(disk)
 
 
-@settings(max_examples=5, deadline=None)
-@given(data=st.data())
-def test_any_cut_of_a_model_on_disk_equals_the_cut_in_memory(first, data):
+@pytest.mark.parametrize(("fraction", "seed"), [(0.4, 0), (0.4, 1), (0.7, 2), (0.7, 3), (0.7, 4)])
+def test_any_cut_of_a_model_on_disk_equals_the_cut_in_memory(first, fraction, seed):
     """Includes shapes that `save_hf` would refuse, and a cut of a cut."""
     config, params = first.config, first.params
-    keep = data.draw(keeps(config, fewer(config, data.draw(st.sampled_from([0.4, 0.7])))))
+    keep = random_keep(config, fewer(config, fraction), seed)
     smaller, memory = shrink(config, params, keep)
     again, disk = shrink(*open_hf(first.directory), keep)
     assert again == smaller

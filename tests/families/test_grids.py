@@ -2,14 +2,12 @@
 
 from dataclasses import replace
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from transformers import ProcessorMixin
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import FAMILIES, family
-from antgmm_jax.families.qwen3_vl.deepstack import entered
 from antgmm_jax.presets import PRESETS
 from data.encoding import Encoder
 from data.limits import BadRow
@@ -66,28 +64,25 @@ def test_the_released_config_is_the_preset():
     assert read_fields(merged, tied=True) == config
 
 
-@pytest.mark.parametrize("present", [(1, 1, 1), (0, 1, 1), (1, 0, 1), (0, 0, 1), (0, 0, 0)], ids=str)
-def test_the_mergers_that_are_left_add_to_the_first_text_layers(present):
-    weights = np.asarray(entered(jnp.array(present, jnp.float32)))
-    expected = np.zeros((3, 3))
-    expected[np.arange(sum(present)), np.flatnonzero(present)] = 1
-    np.testing.assert_array_equal(weights, expected)
-
-
-def test_indexes_follow_their_layers_and_mergers_go_with_them(case):
+def test_the_vision_layers_that_deepstack_reads_stay_and_their_indexes_follow(case):
     taps, mergers = case.config.vision.taps, np.asarray(case.params["bridge"]["deepstack"]["up"])
     assert taps == (1, 2)
-    for layers, expected, kept in (([0, 1, 2], (1, 2), [0, 1]), ([0, 2, 3], (1,), [1]), ([1, 3], (0,), [0])):
-        smaller, params = shrink(case.config, case.params, {"vision/layers": np.array(layers, np.int32)})
+    scores = {"vision/layers": np.array([2, 0, 0, 1], np.float32)}
+    for count, kept, expected in ((3, [0, 1, 2], (1, 2)), (2, [1, 2], (0, 1))):
+        keep = plan(scores, case.config, {"vision/layers": count})
+        np.testing.assert_array_equal(keep["vision/layers"], kept)
+        smaller, params = shrink(case.config, case.params, keep)
         assert smaller.vision.taps == expected
-        np.testing.assert_array_equal(params["bridge"]["deepstack"]["up"], mergers[kept])
-    smaller, params = shrink(case.config, case.params, {"vision/layers": np.array([0, 3], np.int32)})
-    assert smaller.vision.taps == () and "deepstack" not in params["bridge"]
+        np.testing.assert_array_equal(params["bridge"]["deepstack"]["up"], mergers)
+    with pytest.raises(AntgmmError, match=r"\[0, 2, 3\]: DeepStack needs the layers \[1, 2\]: keep them"):
+        shrunk_config(case.config, {"vision/layers": np.array([0, 2, 3], np.int32)})
+    with pytest.raises(AntgmmError, match="vision/layers = 1 must be at least 2: DeepStack reads as many"):
+        plan(scores, case.config, {"vision/layers": 1})
 
 
 def test_the_text_layers_that_deepstack_adds_to_stay(case):
     keep = {"text/layers": np.array([0, 2, 3], np.int32)}
-    with pytest.raises(AntgmmError, match="DeepStack needs the first 2 layers: keep them"):
+    with pytest.raises(AntgmmError, match=r"DeepStack needs the layers \[0, 1\]: keep them"):
         shrunk_config(case.config, keep)
     scores = {"text/layers": np.array([0, 1, 2, 4, 3], np.float32)}
     np.testing.assert_array_equal(plan(scores, case.config, {"text/layers": 3})["text/layers"], [0, 1, 3])

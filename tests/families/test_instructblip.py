@@ -11,6 +11,10 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import inputs, new_processor
 from antgmm_jax.presets import PRESETS
 from antgmm_jax.pure import functional
+from data.encoding import Encoder
+from data.record import Record
+from data.source import InMemorySource
+from data.store import open_encoded
 from pruning import ones
 from pruning.costs import cost
 from tests.families.cases import batch, case_of, close, config_with, logits, read_fields, tokenizer
@@ -60,6 +64,10 @@ def test_collected_norms_count_the_tokens_of_each_part(case):
         ({"text_config": {"model_type": "opt"}}, "instructblip with text_config.model_type = 'opt' is not supported"),
         ({"image_token_index": None}, "config.json has no image_token_index"),
         (
+            {"image_token_index": 160},
+            r"image_token_index = 160, but the token table has 160 rows: .* call `resize_token_embeddings\(",
+        ),
+        (
             {"vision_config": {"image_size": 4}},
             "image_size = 4 and patch_size = 8 must be one number each, and a patch fit",
         ),
@@ -80,11 +88,13 @@ def released(text: dict, image_token: int):
 
 
 def test_the_released_configs_are_the_presets():
+    """The conversion to transformers names T5's activation, and adds [PAD] and <image> to Llama's 32000 tokens."""
     text = {"model_type": "t5", "d_model": 2048, "d_ff": 5120, "d_kv": 64, "num_layers": 24, "num_heads": 32}
     text |= {"num_decoder_layers": 24, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    text |= {"dense_act_fn": "gelu"}
     assert released({**text, "vocab_size": 32128}, 32100) == PRESETS["instructblip-flan-t5-xl"]
     text = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
-    assert released({**text, "vocab_size": 32001}, 32000) == PRESETS["instructblip-vicuna-7b"]
+    assert released({**text, "vocab_size": 32064}, 32001) == PRESETS["instructblip-vicuna-7b"]
 
 
 def test_long_instructions_and_foreign_tokenizers_are_refused(case):
@@ -99,6 +109,24 @@ def test_long_instructions_and_foreign_tokenizers_are_refused(case):
         inputs(case.config, processor)
     with pytest.raises(AntgmmError, match="needs a InstructBlipProcessor"):
         inputs(case.config, object.__new__(ProcessorMixin))
+
+
+@pytest.mark.parametrize("drops", [True, False])
+def test_rows_with_a_long_instruction_are_left_out_or_listed(case, drops, tmp_path):
+    encode = Encoder(new_processor(case.config, tokenizer()), case.config, template="{question}")
+    questions = {"a": LINE, "b": " ".join([LINE] * 2)}
+    records = [Record(images=(picture(16, 16),), question=q, answer="$25.", id=name) for name, q in questions.items()]
+    source = InMemorySource(records)
+    source.drops_long = drops
+    if drops:
+        stored = open_encoded(source, encode, tmp_path)
+        assert (len(stored), stored.dropped) == (1, 1)
+        return
+    with pytest.raises(AntgmmError) as refused:
+        open_encoded(source, encode, tmp_path)
+    head, line = str(refused.value).splitlines()
+    assert head == "1 of 2 rows are too long; shorten or remove them"
+    assert line == "b: instruction of 20 tokens, at most 14"
 
 
 def test_the_costs_of_the_image_side_name_no_other_tower(case):

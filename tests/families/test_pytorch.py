@@ -13,11 +13,11 @@ def answers(case, arrays):
     return np.asarray(generate(case.config, case.params, arrays, max_new_tokens=NEW, eos=1, pad=0))
 
 
-def test_logits_equal_pytorchs(case):
-    arrays = batch(case.config)
+def test_logits_equal_pytorchs(every):
+    arrays = batch(every.config)
     used = arrays["images"]["valid"].sum(axis=1)
     assert not arrays["attention_mask"].all() and (used >= PICTURES).all() and used[1] == 0
-    close(logits(case.config, case.params, arrays), torch_logits(case.model, case, arrays))
+    close(logits(every.config, every.params, arrays), torch_logits(every.model, every, arrays))
 
 
 def test_answers_equal_pytorchs_token_for_token(case):

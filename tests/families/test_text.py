@@ -10,7 +10,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import FAMILIES, complete, family, violations
 from antgmm_jax.families.common.text import text_config
 from antgmm_jax.io.convert import _write_config
-from tests.families.cases import FIRST, config_with
+from tests.families.cases import FIRST, config_with, read_fields
 
 LLAVA = "llava"
 LLAMA, QWEN2, QWEN3, MISTRAL = (
@@ -107,6 +107,12 @@ def test_windows_that_restrict_nothing_are_read(shape, changes):
 
 def test_a_list_of_one_feature_layer_is_that_layer():
     assert config_with(LLAVA, LLAMA, vision_feature_layer=[-2]) == config_with(LLAVA, LLAMA, vision_feature_layer=-2)
+
+
+def test_a_checkpoint_of_the_original_llava_code_is_refused_by_name():
+    raw = {"model_type": "llava", "hidden_size": 4096, "mm_vision_tower": "openai/clip-vit-large-patch14-336"}
+    with pytest.raises(AntgmmError, match=r"of the original LLaVA code: use the conversion to transformers \(llava-hf"):
+        read_fields(raw)
 
 
 def test_other_text_types_are_refused_where_servers_expect_llama():

@@ -62,6 +62,19 @@ def test_layers_stay_of_their_kind(case, layers, local, full):
     assert FAMILIES[QWEN].to_hf(smaller)["vision_config"]["fullatt_block_indexes"] == full
 
 
+@pytest.mark.parametrize(
+    ("count", "kept"), [(1, [15]), (8, [0, 1, 2, 3, 4, 5, 6, 15]), (16, [*range(7), *range(8, 15), 15, 23])], ids=str
+)
+def test_a_share_of_the_global_layers_stays(count, kept):
+    """Of 32 layers, 4 are global: here all have low scores, 15 the best, then 23."""
+    config, scores = PRESETS["qwen2.5-vl-7b"], 1.0 - np.arange(32) / 64
+    apart = np.flatnonzero(np.logical_not(config.vision.stack.is_local))
+    np.testing.assert_array_equal(apart, [7, 15, 23, 31])
+    scores[apart] = [0.2, 0.4, 0.3, 0.1]
+    chosen = plan({"vision/layers": scores}, config, {"vision/layers": count})["vision/layers"]
+    np.testing.assert_array_equal(chosen, kept)
+
+
 def test_text_heads_go_with_the_width(case):
     scores = {"text/heads": np.ones((3, 2), np.float32), "text/embed": np.ones(24, np.float32)}
     assert {name: kept.shape for name, kept in plan(scores, case.config, {"text/heads": 1}).items()} == {

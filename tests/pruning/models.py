@@ -12,6 +12,7 @@ from antgmm_jax.families.blip2.presets import sized as blip2_t5
 from antgmm_jax.families.common.text import TextConfig
 from antgmm_jax.families.llava.config import LlavaConfig
 from antgmm_jax.pure import abstract
+from tests.marks import long
 from tests.reference import squares
 
 IMAGE_TOKEN = 3
@@ -51,6 +52,8 @@ def _llava() -> LMMConfig:
 
 
 CONFIGS = {"blip2_t5": _blip2_t5(), "llava": _llava()}
+EACH = ["llava", long("blip2_t5")]
+"""Names of both; `make test` leaves out the larger one."""
 
 
 def randomised(config: LMMConfig, seed: int = 0):

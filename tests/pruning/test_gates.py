@@ -10,7 +10,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.pure import local_axes
 from pruning.gates import gates_at, gates_of, ones
 from pruning.keep import gate_shape
-from tests.families.strategies import keeps
+from tests.families.keeps import random_keep
 from tests.pruning.models import CONFIGS
 
 LLAVA = CONFIGS["llava"]
@@ -58,7 +58,7 @@ def test_closing_is_monotone_and_ends_at_gates_of(family, data, seed):
     config = CONFIGS[family]
     present, local, rng = sizes(config), local_axes(config), np.random.default_rng(seed)
     counts = {axis: data.draw(st.integers(1, size)) for axis, size in present.items() if axis != "bridge/layers"}
-    keep = data.draw(keeps(config, counts))
+    keep = random_keep(config, counts, seed)
     # Few distinct values make ties.
     scores = {axis: rng.integers(0, 4, gate_shape(axis, present, local)).astype(np.float32) for axis in present}
     before = {axis: gate for axis, gate in ones(config).items() if axis in keep}

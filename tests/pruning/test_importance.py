@@ -93,6 +93,19 @@ def test_activation_by_hand():
     np.testing.assert_allclose(scores["t/embed"], [3.0, 4.0])
 
 
+def test_activation_is_a_mean_over_the_samples_of_all_batches():
+    def apply(params, batch, collect):
+        return {"vision/mlp": batch["norms"]}
+
+    # One used slot of norm 10, and nine of norm 1: the tenth is unused.
+    batches = [
+        {"norms": jnp.full((1, slots, 1), norm), "images": {"valid": jnp.arange(slots)[None] < used}}
+        for slots, used, norm in ((2, 1, 10.0), (10, 9, 1.0), (3, 0, 5.0))
+    ]
+    scores = activation(apply, {}, batches, ["vision/mlp"], ["vision/mlp"])
+    np.testing.assert_allclose(scores["vision/mlp"], [[1.9]], rtol=1e-6)
+
+
 def test_activation_ignores_answer_padding():
     config, params = CONFIGS["blip2_t5"], parameters("blip2_t5")
     batch, axes = batch_of(config), ["decoder/heads", "decoder/cross_heads", "decoder/mlp", "text/embed"]

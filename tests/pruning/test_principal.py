@@ -14,10 +14,11 @@ from pruning.components import _second_moments, fold_norms, principal, project, 
 from pruning.gates import gates_of
 from pruning.keep import compose, identity, merge, untied
 from pruning.shrinking import shrink
+from tests.marks import long
 from tests.programs import equations
 from tests.pruning.models import CONFIGS, batch_of, parameters
 
-WIDTHS = [("blip2_t5", "vision/embed"), ("blip2_t5", "text/embed"), ("llava", "text/embed")]
+WIDTHS = [long("blip2_t5", "vision/embed"), long("blip2_t5", "text/embed"), ("llava", "text/embed")]
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 

@@ -15,10 +15,11 @@ from pruning.costs import cost, parameters, total_parameters
 from pruning.keep import gate_shape
 from pruning.planning import illegal_reason
 from pruning.sizing import next_smaller
-from tests.pruning.models import CONFIGS
+from tests.marks import long
+from tests.pruning.models import CONFIGS, EACH
 
 MODELS = {**CONFIGS, "antgmm-deep": preset("antgmm-deep"), "llava-tiny": preset("llava-tiny")}
-NAMES = [*CONFIGS, *(pytest.param(name, marks=pytest.mark.long) for name in ("antgmm-deep", "llava-tiny"))]
+NAMES = [*EACH, long("antgmm-deep"), long("llava-tiny")]
 SHARES = (0.9, 0.5, 0.3, 0.2, 0.12, 0.06)
 
 
@@ -149,7 +150,7 @@ def test_a_latency_budget_cuts_layers_first_and_a_parameter_budget_widths():
     ("family", "pins", "held"),
     [
         ("blip2_t5", {"vision/layers": 2, "vision/heads": 2}, {"vision/layers": 2, "vision/embed": 16}),
-        ("blip2_t5", {"decoder/mlp": 0.5}, {"encoder/mlp": 6, "decoder/mlp": 6}),
+        long("blip2_t5", {"decoder/mlp": 0.5}, {"encoder/mlp": 6, "decoder/mlp": 6}),
         ("llava", {"bridge/mlp": 24}, {"text/embed": 24, "bridge/mlp": 24}),
     ],
 )
@@ -161,6 +162,7 @@ def test_pinned_sizes_and_their_tied_sizes_are_kept(family, pins, held):
     assert chosen != sizes(config)
 
 
+@pytest.mark.long
 def test_a_tower_with_a_larger_weight_stays_larger():
     deep = MODELS["antgmm-deep"]
     plain, vision = (search(deep, count, 1e6, weights=weights) for weights in ({}, {"vision": 8.0}))

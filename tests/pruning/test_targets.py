@@ -35,6 +35,8 @@ def test_impossible_sizes_are_refused(targets, message):
         (BLIP, {"vision/embed": 9, "vision/mlp": 7}, {"vision/embed": 16, "vision/mlp": 7}),
         (BLIP, {"encoder/layers": 2, "decoder/layers": 1}, {"encoder/layers": 2, "decoder/layers": 1}),
         (LLAVA, {"text/embed": 31}, {"text/embed": 36}),
+        # Two heads would tie the width to 16.
+        (BLIP, {"vision/heads": 2, "vision/embed": 17}, {"vision/heads": 3, "vision/embed": 24}),
     ],
 )
 def test_legal_above_rounds_up_to_legal_sizes(config, wanted, legal):

@@ -116,6 +116,7 @@ def test_leftovers_of_a_killed_start_are_accepted_and_removed(recipe, tmp_path):
         assert not [path for path in run.rglob(".*") if path.name != ".lock"]
 
 
+@pytest.mark.long
 def test_the_status_tells_a_stopped_run_from_a_running_one(recipe, tmp_path):
     run = tmp_path / "run"
     write_recipe(tmp_path / "r.toml", tmp_path / "teacher")

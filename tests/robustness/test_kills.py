@@ -34,6 +34,7 @@ def _quick_run(run: Path, fault: str, process: str) -> None:
     (export / "new").replace(export / "model.safetensors")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize(
     ("fault", "lost", "different"), [("none", False, False), ("fails", True, False), ("differs", False, True)]

@@ -5,6 +5,7 @@ from typing import Any
 from antgmm_jax.families.base import Family
 from antgmm_jax.families.blip2.config import Blip2Config, from_hf, ties, to_hf, violations
 from antgmm_jax.families.blip2.frequency import Frequency
+from antgmm_jax.families.blip2.image import blank
 from antgmm_jax.families.blip2.model import build
 from antgmm_jax.families.blip2.presets import PRESETS
 from antgmm_jax.families.blip2.tiny import shapes
@@ -31,6 +32,7 @@ FAMILY = Family(
     features=("vision", "bridge/queries", "bridge/norm", "bridge/stack"),
     depth=Frequency(),
     torch_ends=_torch_ends,
+    without_images=blank,
     vllm=lambda config: None if config.encoder_decoder else "",
     tiny=shapes,
     presets=PRESETS,

@@ -15,7 +15,13 @@ from antgmm_jax.families.blip2.image import (
     vision_config,
     vit_of,
 )
-from antgmm_jax.families.common.languages import language_fields, language_of, language_ties, language_violations
+from antgmm_jax.families.common.languages import (
+    image_token_of,
+    language_fields,
+    language_of,
+    language_ties,
+    language_violations,
+)
 from antgmm_jax.families.rules import Tie, tie_violations
 
 
@@ -44,7 +50,8 @@ def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> Bli
         Model config.
 
     Raises:
-        AntgmmError: a language model other than T5 and OPT, or a Q-Former that reads text.
+        AntgmmError: a language model other than T5 and OPT, a Q-Former that reads text, or an image token without a
+            row in the token table.
     """
     qformer = hf["qformer_config"]
     language = language_of(hf, raw, tied=tied, kinds=("t5", "opt"))
@@ -52,13 +59,11 @@ def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> Bli
         raise AntgmmError(
             "use_qformer_text_input = true is not supported: use InstructBLIP, of model_type instructblip"
         )
-    if hf.get("image_token_index") is None:
-        raise AntgmmError("config.json has no image_token_index: set it to the id of the <image> token")
     return Blip2Config(
         vision=vit_of(hf["vision_config"]),
         bridge=QFormerConfig(stack=qformer_of(qformer), queries=hf["num_query_tokens"]),
         language=language,
-        image_token=hf["image_token_index"],
+        image_token=image_token_of(hf, language),
     )
 
 

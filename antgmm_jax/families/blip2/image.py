@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from antgmm_jax.config import LMMConfig, StackConfig, VisionConfig
 from antgmm_jax.families.rules import Tie, check_square
 
@@ -80,6 +82,16 @@ def qformer_config(queries: StackConfig, memory: int) -> dict[str, Any]:
         "cross_attention_frequency": queries.cross_every,
         "encoder_hidden_size": memory,
     }
+
+
+def blank(config: Any) -> dict[str, np.ndarray]:
+    """Returns a black picture: the PyTorch model needs one even if the text has no place for it.
+
+    Args:
+        config: config of the PyTorch model.
+    """
+    side = config.vision_config.image_size
+    return {"pixel_values": np.zeros((1, 3, side, side), np.float32)}
 
 
 def image_ties(config: LMMConfig) -> tuple[Tie, ...]:

@@ -6,7 +6,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from antgmm_jax.blocks.block import Context, Gates
-from antgmm_jax.blocks.layers import Norm, linear, param, repeated
+from antgmm_jax.blocks.layers import Norm, linear, repeated
+from antgmm_jax.blocks.parameters import param
 from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.blocks.stack import Stack
 from antgmm_jax.config import Remat, Tower
@@ -18,16 +19,14 @@ from antgmm_jax.lmm import LMM, assemble
 class QFormer(nnx.Module):
     """A stack of learnt queries with cross-attention to image states, then a linear map to the text width."""
 
-    def __init__(
-        self, config: QFormerConfig, tower: Tower, memory: int, text: int, *, remat: Remat = "dots", rngs: nnx.Rngs
-    ):
+    def __init__(self, config: QFormerConfig, tower: Tower, memory: int, text: int, *, remat: Remat = "dots"):
         width = config.stack.embed
-        self.queries = param(rngs.params(), (config.queries, width), ("queries", tower.embed), scale=0.02)
-        self.norm = Norm(config.stack, tower.embed, rngs=rngs)
-        self.stack = Stack(tower, memory=memory, remat=remat, rngs=rngs)
+        self.queries = param((config.queries, width), ("queries", tower.embed), scale=0.02)
+        self.norm = Norm(config.stack, tower.embed)
+        self.stack = Stack(tower, memory=memory, remat=remat)
         axes = (tower.embed, "text/embed")
-        self.out = param(rngs.params(), (width, text), axes, scale=width**-0.5, over=OUT)
-        self.out_bias = param(rngs.params(), (text,), axes[1:], scale=None)
+        self.out = param((width, text), axes, scale=width**-0.5, over=OUT)
+        self.out_bias = param((text,), axes[1:])
 
     def features(
         self, vision: Float[Array, "S N V"], gates: Gates, collect: Sequence[str] = ()
@@ -43,11 +42,11 @@ class QFormer(nnx.Module):
         return linear(features, self.out[...], self.out_bias[...]), {}
 
 
-def build(config: Blip2Config, *, remat: Remat, rngs: nnx.Rngs) -> LMM:
-    """Builds the model with new parameters; see `antgmm_jax.lmm.assemble`."""
+def build(config: Blip2Config, *, remat: Remat) -> LMM:
+    """Builds the model; see `antgmm_jax.lmm.assemble`."""
     vision, text = config.vision.stack.embed, config.language.decoder.embed
 
-    def bridge(stacks: Mapping[str, Tower], rngs: nnx.Rngs) -> QFormer:
-        return QFormer(config.bridge, stacks["bridge"], vision, text, remat=remat, rngs=rngs)
+    def bridge(stacks: Mapping[str, Tower]) -> QFormer:
+        return QFormer(config.bridge, stacks["bridge"], vision, text, remat=remat)
 
-    return assemble(config, bridge, remat=remat, rngs=rngs)
+    return assemble(config, bridge, remat=remat)

@@ -36,18 +36,12 @@ def _unread(config: LMMConfig, name: str) -> bool:
     return match is not None and (match[1] is None or int(match[1]) >= config.vision.stack.layers)
 
 
-def _says_tied(raw: Mapping[str, Any]) -> bool:
-    """Whether config.json ties the head to the token table: for some checkpoints only the text config says so."""
-    return any(fields.get("tie_word_embeddings", False) for fields in (raw, raw.get("text_config") or {}))
-
-
 FILES = Files(
     head=HEAD,
     tokens=(f"{TEXT}.embed_tokens.weight",),
     renames=(*RENAMES, _INNER),
     ignored=(r".*position_ids", r".*rotary_emb\.inv_freq"),
     unread=_unread,
-    says_tied=_says_tied,
 )
 
 

@@ -62,6 +62,26 @@ def language_of(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool, ki
     return opt.language_of(fields, tied=tied) if kind == "opt" else text.text_of(fields, tied=tied)
 
 
+def image_token_of(hf: Mapping[str, Any], language: LanguageConfig) -> int:
+    """Returns the id of the image token of a config.json.
+
+    Args:
+        hf: the Hugging Face config including its defaults.
+        language: config of the language model.
+
+    Raises:
+        AntgmmError: it has none, or the token table has no row for it.
+    """
+    if (token := hf.get("image_token_index")) is None:
+        raise AntgmmError("config.json has no image_token_index: set it to the id of the <image> token")
+    if token >= language.vocab:
+        raise AntgmmError(
+            f"image_token_index = {token}, but the token table has {language.vocab} rows: load the model with"
+            " transformers, call `resize_token_embeddings(len(processor.tokenizer))`, and save it"
+        )
+    return token
+
+
 def language_fields(language: LanguageConfig) -> dict[str, Any]:
     """Returns the fields of config.json that depend on the language model."""
     module = _module(language)

@@ -173,6 +173,7 @@ def check_processor(
     fields: Sequence[str],
     size: Callable[[Any], tuple[int, int]],
     image_token: Callable[[Any], str] = lambda processor: str(processor.image_token),
+    settings: str = "",
 ) -> None:
     """Checks that a processor makes the images and tokens that the model reads.
 
@@ -183,6 +184,7 @@ def check_processor(
         fields: attributes that it must have: older releases of transformers did not save all of them.
         size: processor -> (pixels per side, tokens) of an image.
         image_token: processor -> the token that stands for a part of an image.
+        settings: how to correct the number of tokens of an image, "" if no setting does.
 
     Raises:
         AntgmmError: the processor does not fit the model.
@@ -199,9 +201,10 @@ def check_processor(
     _check_tokenizer(processor.tokenizer, image_token(processor), config)
     made, read = size(processor), (config.side, config.image_tokens)
     if made != read:
+        remedy = f"{settings}, or " if settings and made[0] == read[0] else ""
         raise AntgmmError(
             f"the processor makes images of {made[0]} pixels with {made[1]} tokens, the model reads"
-            f" {read[0]} pixels and {read[1]} tokens: save the model's own processor in its folder"
+            f" {read[0]} pixels and {read[1]} tokens: {remedy}save the model's own processor in its folder"
         )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from antgmm_jax.config import LanguageConfig, StackConfig
+from antgmm_jax.config import Act, LanguageConfig, StackConfig
 from antgmm_jax.families.common.table import Entry, attention, dense, norm
 from antgmm_jax.families.rules import Tie
 
@@ -64,7 +64,13 @@ def _stack(text: Mapping[str, Any], *, decoder: bool) -> StackConfig:
 
 
 def sized_language(
-    sizes: tuple[int, int, int, int, int], head_dim: int, *, vocab: int, scaled: bool, tied: bool = True
+    sizes: tuple[int, int, int, int, int],
+    head_dim: int,
+    *,
+    vocab: int,
+    scaled: bool,
+    tied: bool = True,
+    act: Act = "gelu_new",
 ) -> LanguageConfig:
     """Returns the config of a T5 with a gated MLP.
 
@@ -74,6 +80,7 @@ def sized_language(
         vocab: size of the token table.
         scaled: whether logits are scaled, as in T5 v1.0.
         tied: whether the head shares the token table.
+        act: activation of the MLP.
 
     Returns:
         Config of the language model.
@@ -84,7 +91,7 @@ def sized_language(
         heads=sizes[3],
         mlp=sizes[4],
         head_dim=head_dim,
-        act="gelu_new",
+        act=act,
         norm="rms",
         gated=True,
         qkv_bias=False,

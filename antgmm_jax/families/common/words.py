@@ -48,6 +48,21 @@ Messages = Sequence[Mapping[str, Any]]
 """A conversation: turns with `role` and `content`, a list of parts as in `user_turn`."""
 
 
+class LongText(AntgmmError):
+    """A text with more tokens than a part of the model reads.
+
+    Args:
+        message: the message.
+        part: name of the text.
+        tokens: number of its tokens.
+        limit: most tokens that are read.
+    """
+
+    def __init__(self, message: str, *, part: str, tokens: int, limit: int):
+        super().__init__(message)
+        self.part, self.tokens, self.limit = part, tokens, limit
+
+
 def user_turn(line: str, pictures: int) -> Messages:
     """Returns a conversation of one user turn: images, then a line of text."""
     content: list[Any] = [*[{"type": "image"}] * pictures, {"type": "text", "text": line}]
@@ -67,18 +82,15 @@ def rendered(processor: ProcessorMixin, messages: Messages, plain: Callable[[str
 
     Raises:
         AntgmmError: the chat template refuses the conversation; or there is none, and the conversation is not a single
-            user turn that begins with its images.
+            user turn. Its images are placed first, wherever they are, and its texts are joined by line breaks.
     """
     if processor.chat_template:
         return templated(processor, messages)
+    if [turn["role"] for turn in messages] != ["user"]:
+        raise AntgmmError("the processor has no chat template: a conversation must be a single user turn")
     parts = messages[0]["content"]
-    pictures = sum(part["type"] == "image" for part in parts)
-    line = "".join(part["text"] for part in parts[pictures:] if part["type"] == "text")
-    if [*messages] != user_turn(line, pictures):
-        raise AntgmmError(
-            "the processor has no chat template: a conversation must be a single user turn that begins with its images"
-        )
-    return plain(line, pictures)
+    texts = [part["text"] for part in parts if part["type"] == "text"]
+    return plain("\n".join(texts), sum(part["type"] == "image" for part in parts))
 
 
 def templated(processor: ProcessorMixin, messages: Messages) -> str:

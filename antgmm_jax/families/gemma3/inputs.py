@@ -40,7 +40,8 @@ class Inputs:
         )
         self.processor: Any = processor
         if self.processor.image_processor.do_pan_and_scan:
-            raise AntgmmError("do_pan_and_scan = true is not supported: set it to false in preprocessor_config.json")
+            where = "processor_config.json (image_processor), or preprocessor_config.json without such a part"
+            raise AntgmmError(f"do_pan_and_scan = true is not supported: set it to false in {where}")
         self._images = SquarePictures(processor)
 
     def chat(self, messages: Messages) -> str:

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 from antgmm_jax.blocks import spans
 from antgmm_jax.blocks.block import Gates
 from antgmm_jax.blocks.language import Embedded
-from antgmm_jax.blocks.layers import linear, normed, param, plus_one
+from antgmm_jax.blocks.layers import linear, normed, plus_one
+from antgmm_jax.blocks.parameters import param
 from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.config import Remat, Tower
 from antgmm_jax.families.gemma3.config import Gemma3Config, PoolConfig
@@ -20,11 +21,11 @@ from antgmm_jax.lmm import LMM, Batch, assemble
 class Pool(nnx.Module):
     """Averages squares of image states, normalises the averages and maps them to the text width."""
 
-    def __init__(self, config: PoolConfig, vision: Tower, text: Tower, *, rngs: nnx.Rngs):
+    def __init__(self, config: PoolConfig, vision: Tower, text: Tower):
         self.side, self.eps = config.side, vision.stack.eps
         wide, narrow = vision.stack.embed, text.stack.embed
-        self.scale = nnx.Param(jnp.zeros((wide,)), axes=(vision.embed,), over="")
-        self.kernel = param(rngs.params(), (wide, narrow), (vision.embed, text.embed), scale=wide**-0.5, over=OUT)
+        self.scale = param((wide,), (vision.embed,))
+        self.kernel = param((wide, narrow), (vision.embed, text.embed), scale=wide**-0.5, over=OUT)
 
     def features(
         self, vision: Float[Array, "S N V"], gates: Gates, collect: Sequence[str] = ()
@@ -52,10 +53,10 @@ class Gemma3(LMM):
         return tokens._replace(spans=spans.numbered(is_image)), kept
 
 
-def build(config: Gemma3Config, *, remat: Remat, rngs: nnx.Rngs) -> LMM:
-    """Builds the model with new parameters; see `antgmm_jax.lmm.assemble`."""
+def build(config: Gemma3Config, *, remat: Remat) -> LMM:
+    """Builds the model; see `antgmm_jax.lmm.assemble`."""
 
-    def bridge(stacks: Mapping[str, Tower], rngs: nnx.Rngs) -> Pool:
-        return Pool(config.bridge, stacks["vision"], stacks["text"], rngs=rngs)
+    def bridge(stacks: Mapping[str, Tower]) -> Pool:
+        return Pool(config.bridge, stacks["vision"], stacks["text"])
 
-    return assemble(config, bridge, remat=remat, rngs=rngs, kind=Gemma3)
+    return assemble(config, bridge, remat=remat, kind=Gemma3)

@@ -14,6 +14,11 @@ def _torch_ends(model: Any) -> tuple[Any, Any]:
     return model.model.connector, model.lm_head
 
 
+def _vllm(config: Idefics3Config) -> str:
+    needed = "its processor needs num2words, in vLLM as in transformers: `pip install num2words`"
+    return needed if config.model_type == "smolvlm" else ""
+
+
 FAMILY = Family(
     name="idefics3",
     model_types=("idefics3", "smolvlm"),
@@ -27,7 +32,7 @@ FAMILY = Family(
     violations=violations,
     image_readers=lambda config: ("bridge/kernel",),
     torch_ends=_torch_ends,
-    vllm=lambda config: "",
+    vllm=_vllm,
     tiny=shapes,
     presets=PRESETS,
 )

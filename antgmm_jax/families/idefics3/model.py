@@ -6,8 +6,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from antgmm_jax.blocks.block import Gates
-from antgmm_jax.blocks.layers import linear, param
+from antgmm_jax.blocks.layers import linear
 from antgmm_jax.blocks.merger import squares
+from antgmm_jax.blocks.parameters import param
 from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.config import Remat, Tower
 from antgmm_jax.families.idefics3.config import Idefics3Config, ShuffleConfig
@@ -17,11 +18,11 @@ from antgmm_jax.lmm import LMM, assemble
 class PixelShuffle(nnx.Module):
     """Concatenates each square of neighbouring image states and maps it to the text width."""
 
-    def __init__(self, config: ShuffleConfig, vision: Tower, text: Tower, *, rngs: nnx.Rngs):
+    def __init__(self, config: ShuffleConfig, vision: Tower, text: Tower):
         self.scale, inside = config.scale, config.scale**2
         wide = vision.stack.embed
         axes, shape = ("shuffled", vision.embed, text.embed), (inside, wide, text.stack.embed)
-        self.kernel = param(rngs.params(), shape, axes, scale=(inside * wide) ** -0.5, over=OUT)
+        self.kernel = param(shape, axes, scale=(inside * wide) ** -0.5, over=OUT)
 
     def features(
         self, vision: Float[Array, "S N V"], gates: Gates, collect: Sequence[str] = ()
@@ -36,10 +37,10 @@ class PixelShuffle(nnx.Module):
         return linear(squares(features, self.scale), self.kernel[...], None, inputs=2), {}
 
 
-def build(config: Idefics3Config, *, remat: Remat, rngs: nnx.Rngs) -> LMM:
-    """Builds the model with new parameters; see `antgmm_jax.lmm.assemble`."""
+def build(config: Idefics3Config, *, remat: Remat) -> LMM:
+    """Builds the model; see `antgmm_jax.lmm.assemble`."""
 
-    def bridge(stacks: Mapping[str, Tower], rngs: nnx.Rngs) -> PixelShuffle:
-        return PixelShuffle(config.bridge, stacks["vision"], stacks["text"], rngs=rngs)
+    def bridge(stacks: Mapping[str, Tower]) -> PixelShuffle:
+        return PixelShuffle(config.bridge, stacks["vision"], stacks["text"])
 
-    return assemble(config, bridge, remat=remat, rngs=rngs)
+    return assemble(config, bridge, remat=remat)

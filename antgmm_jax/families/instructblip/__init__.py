@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import numpy as np
+
 from antgmm_jax.families.base import Family
 from antgmm_jax.families.blip2.frequency import Frequency
+from antgmm_jax.families.blip2.image import blank
 from antgmm_jax.families.common.languages import FILES
 from antgmm_jax.families.instructblip.config import InstructBlipConfig, from_hf, ties, to_hf, violations
 from antgmm_jax.families.instructblip.model import build
@@ -14,6 +17,12 @@ from antgmm_jax.families.instructblip.weights import tensors
 
 def _torch_ends(model: Any) -> tuple[Any, Any]:
     return model.language_projection, model.language_model.lm_head
+
+
+def _without_images(config: Any) -> dict[str, np.ndarray]:
+    """A black picture, and an instruction of padding alone."""
+    padding = np.zeros((1, 1), np.int64)
+    return {**blank(config), "qformer_input_ids": padding, "qformer_attention_mask": padding}
 
 
 FAMILY = Family(
@@ -31,6 +40,7 @@ FAMILY = Family(
     features=("vision", "bridge/queries", "bridge/words", "bridge/positions", "bridge/norm", "bridge/stack"),
     depth=Frequency(),
     torch_ends=_torch_ends,
+    without_images=_without_images,
     tiny=shapes,
     presets=PRESETS,
 )

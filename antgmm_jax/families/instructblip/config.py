@@ -6,9 +6,14 @@ from typing import Any
 
 from antgmm_jax.axes import part
 from antgmm_jax.config import LanguageConfig, LMMConfig
-from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.blip2.image import QFormerConfig, image_ties, qformer_config, qformer_of, vision_config, vit_of
-from antgmm_jax.families.common.languages import language_fields, language_of, language_ties, language_violations
+from antgmm_jax.families.common.languages import (
+    image_token_of,
+    language_fields,
+    language_of,
+    language_ties,
+    language_violations,
+)
 from antgmm_jax.families.common.text import TextConfig
 from antgmm_jax.families.rules import Tie, tie_violations
 
@@ -64,12 +69,11 @@ def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> Ins
         Model config.
 
     Raises:
-        AntgmmError: a language model other than T5 and Llama, or a variant that is not supported.
+        AntgmmError: a language model other than T5 and Llama, a variant that is not supported, or an image token
+            without a row in the token table.
     """
     qformer = hf["qformer_config"]
     language = language_of(hf, raw, tied=tied, kinds=("t5", "llama"))
-    if hf.get("image_token_index") is None:
-        raise AntgmmError("config.json has no image_token_index: set it to the id of the <image> token")
     stack = qformer_of(qformer)
     return InstructBlipConfig(
         vision=vit_of(hf["vision_config"]),
@@ -80,7 +84,7 @@ def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> Ins
             positions=qformer["max_position_embeddings"],
         ),
         language=language,
-        image_token=hf["image_token_index"],
+        image_token=image_token_of(hf, language),
     )
 
 

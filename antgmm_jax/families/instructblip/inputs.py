@@ -10,7 +10,7 @@ from antgmm_jax.blocks.pictures import as_hf
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.blip2 import inputs as blip2
 from antgmm_jax.families.common.square import Tree
-from antgmm_jax.families.common.words import AnyTokenizer, wrap
+from antgmm_jax.families.common.words import AnyTokenizer, LongText, wrap
 from antgmm_jax.families.instructblip.config import InstructBlipConfig
 
 
@@ -42,8 +42,11 @@ class Inputs(blip2.Inputs):
         ids, tree = super().__call__(text, images)
         words = self._words(text)["input_ids"]
         if images and len(words) > self._limit:
-            raise AntgmmError(
-                f"an instruction of {len(words)} tokens: the Q-Former reads at most {self._limit}; shorten the text"
+            raise LongText(
+                f"an instruction of {len(words)} tokens: the Q-Former reads at most {self._limit}; shorten the text",
+                part="instruction",
+                tokens=len(words),
+                limit=self._limit,
             )
         row = np.full((1, self._limit), -1, np.int32)
         row[0, : len(words)] = words[: self._limit]

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from antgmm_jax.blocks.block import Context, Gates
-from antgmm_jax.blocks.layers import param, plus, repeated
+from antgmm_jax.blocks.layers import plus, repeated
+from antgmm_jax.blocks.parameters import param
 from antgmm_jax.blocks.pictures import Images, flat
 from antgmm_jax.blocks.tables import lookup
 from antgmm_jax.config import Remat, Tower
@@ -27,12 +27,11 @@ class InstructQFormer(QFormer):
         text: int,
         *,
         remat: Remat = "dots",
-        rngs: nnx.Rngs,
     ):
-        super().__init__(config, tower, memory, text, remat=remat, rngs=rngs)
+        super().__init__(config, tower, memory, text, remat=remat)
         width, axis = config.stack.embed, tower.embed
-        self.words = param(rngs.params(), (config.words, width), ("words", axis), scale=0.02)
-        self.positions = param(rngs.params(), (config.positions, width), ("positions", axis), scale=0.02)
+        self.words = param((config.words, width), ("words", axis), scale=0.02)
+        self.positions = param((config.positions, width), ("positions", axis), scale=0.02)
 
     def read(
         self,
@@ -58,7 +57,9 @@ class InstructQFormer(QFormer):
         x = self.norm(jnp.concatenate([queries, words], axis=1), gates.get("bridge/embed"))
         count = queries.shape[1]
         valid = jnp.concatenate([jnp.ones((slots, count), bool), instruction >= 0], axis=1)
-        context = Context(memory=vision, mask=valid[:, None, None, :], valid=valid, queries=count)
+        # Instructions are padded on the right.
+        lengths = valid.sum(axis=1, dtype=jnp.int32)
+        context = Context(memory=vision, mask=valid[:, None, None, :], valid=valid, queries=count, lengths=lengths)
         x, kept = self.stack(x, context, gates, collect)
         if "bridge/states" in kept:
             kept["bridge/states"] = kept["bridge/states"][:, :, :count]
@@ -77,11 +78,11 @@ class InstructBlip(LMM):
         return self.bridge.read(states, flat(images["instruction"]), gates, collect)
 
 
-def build(config: InstructBlipConfig, *, remat: Remat, rngs: nnx.Rngs) -> LMM:
-    """Builds the model with new parameters; see `antgmm_jax.lmm.assemble`."""
+def build(config: InstructBlipConfig, *, remat: Remat) -> LMM:
+    """Builds the model; see `antgmm_jax.lmm.assemble`."""
     vision, text = config.vision.stack.embed, config.language.decoder.embed
 
-    def bridge(stacks: Mapping[str, Tower], rngs: nnx.Rngs) -> InstructQFormer:
-        return InstructQFormer(config.bridge, stacks["bridge"], vision, text, remat=remat, rngs=rngs)
+    def bridge(stacks: Mapping[str, Tower]) -> InstructQFormer:
+        return InstructQFormer(config.bridge, stacks["bridge"], vision, text, remat=remat)
 
-    return assemble(config, bridge, remat=remat, rngs=rngs, kind=InstructBlip)
+    return assemble(config, bridge, remat=remat, kind=InstructBlip)

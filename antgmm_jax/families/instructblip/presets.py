@@ -38,7 +38,7 @@ def _tiny(language: LanguageConfig) -> InstructBlipConfig:
 
 
 def _flan_t5(sizes: tuple[int, int, int, int, int]) -> InstructBlipConfig:
-    language = t5.sized_language(sizes, 64, vocab=32128, scaled=False, tied=False)
+    language = t5.sized_language(sizes, 64, vocab=32128, scaled=False, tied=False, act="gelu")
     return _official(language, 32100)
 
 
@@ -50,6 +50,6 @@ PRESETS: dict[str, InstructBlipConfig] = {
     "instructblip-llama-tiny": _tiny(TextConfig(model_type="llama", decoder=_LLAMA, vocab=1024, tied=False)),
     "instructblip-flan-t5-xl": _flan_t5((24, 24, 2048, 32, 5120)),
     "instructblip-vicuna-7b": _official(
-        TextConfig(model_type="llama", decoder=_VICUNA, vocab=32001, tied=False), 32000
+        TextConfig(model_type="llama", decoder=_VICUNA, vocab=32064, tied=False), 32001
     ),
 }

@@ -18,9 +18,9 @@ _NORM = ("layer", 1e-5)  # whatever the norms of the image encoder are
 class ShuffleMerger(nnx.Module):
     """Concatenates each square of neighbouring image states and maps it to the text width."""
 
-    def __init__(self, config: ShuffleMergerConfig, vision: Tower, text: Tower, *, rngs: nnx.Rngs):
+    def __init__(self, config: ShuffleMergerConfig, vision: Tower, text: Tower):
         units, self.scale = ("bridge/mlp", config.mlp), config.scale
-        self.merger = Merger(units, True, config.scale**2, vision, text, norm=_NORM, act=config.act, rngs=rngs)
+        self.merger = Merger(units, True, config.scale**2, vision, text, norm=_NORM, act=config.act)
 
     def features(
         self, vision: Float[Array, "S N V"], gates: Gates, collect: Sequence[str] = ()
@@ -40,10 +40,10 @@ class ShuffleMerger(nnx.Module):
         return out, kept
 
 
-def build(config: InternVLConfig, *, remat: Remat, rngs: nnx.Rngs) -> LMM:
-    """Builds the model with new parameters; see `antgmm_jax.lmm.assemble`."""
+def build(config: InternVLConfig, *, remat: Remat) -> LMM:
+    """Builds the model; see `antgmm_jax.lmm.assemble`."""
 
-    def bridge(stacks: Mapping[str, Tower], rngs: nnx.Rngs) -> ShuffleMerger:
-        return ShuffleMerger(config.bridge, stacks["vision"], stacks["text"], rngs=rngs)
+    def bridge(stacks: Mapping[str, Tower]) -> ShuffleMerger:
+        return ShuffleMerger(config.bridge, stacks["vision"], stacks["text"])
 
-    return assemble(config, bridge, remat=remat, rngs=rngs)
+    return assemble(config, bridge, remat=remat)

@@ -7,6 +7,7 @@ from typing import Any
 from antgmm_jax.axes import part
 from antgmm_jax.blocks.projector import ProjectorConfig
 from antgmm_jax.config import LMMConfig
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.common.image_side import image_fields, projector_of, vision_of
 from antgmm_jax.families.common.text import TextConfig, text_config, text_of
 from antgmm_jax.families.rules import check_unquantized
@@ -37,6 +38,11 @@ def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> Lla
     Raises:
         AntgmmError: the variant is not supported.
     """
+    if not {"text_config", "vision_config"} & {*raw}:
+        raise AntgmmError(
+            "config.json has neither text_config nor vision_config, as in checkpoints of the original LLaVA code: use"
+            " the conversion to transformers (llava-hf/...-hf)"
+        )
     check_unquantized(raw)
     return LlavaConfig(
         vision=vision_of(hf),

@@ -1,5 +1,6 @@
 """Inputs of LLaVA (image tokens for each image of the text), and the processor of a new model."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,9 @@ class Inputs:
 
     def __init__(self, config: LlavaConfig, processor: ProcessorMixin):
         fields, size = ("patch_size", "vision_feature_select_strategy"), lambda p: (side(p), _tokens(p))
-        check_processor(processor, config, kind=LlavaProcessor, fields=fields, size=size)
+        set_to = ", ".join(f"{name} = {json.dumps(value)}" for name, value in _token_settings(config).items())
+        settings = f"set {set_to} in processor_config.json (older releases of transformers did not save them)"
+        check_processor(processor, config, kind=LlavaProcessor, fields=fields, size=size, settings=settings)
         self.processor: Any = processor
         self._image_token, self._tokens_per_image = self.processor.image_token, config.image_tokens
         self._images = SquarePictures(processor)
@@ -51,6 +54,17 @@ class Inputs:
         return {"pixel_values": as_hf(batch["images"])}
 
 
+def _token_settings(config: LlavaConfig) -> dict[str, Any]:
+    """Settings of a processor that give the number of tokens of an image."""
+    vision = config.vision
+    strategy = "full" if vision.keep_cls else "default"
+    return {
+        "patch_size": vision.patch,
+        "num_additional_image_tokens": int(vision.has_cls),
+        "vision_feature_select_strategy": strategy,
+    }
+
+
 def _tokens(processor: LlavaProcessor) -> int:
     """Text positions that the processor reserves for an image."""
     patches = (side(processor) // int(processor.patch_size or 1)) ** 2
@@ -67,11 +81,4 @@ def new_processor(config: LlavaConfig, tokenizer: AnyTokenizer) -> LlavaProcesso
     else:
         images = SiglipImageProcessor(size=square)
     words = wrap(tokenizer, template="$A", bos_token="<s>", padding_side="left", extra_special_tokens=image)
-    return LlavaProcessor(
-        images,
-        words,
-        patch_size=vision.patch,
-        vision_feature_select_strategy="full" if vision.keep_cls else "default",
-        num_additional_image_tokens=int(vision.has_cls),
-        chat_template=CHAT,
-    )
+    return LlavaProcessor(images, words, chat_template=CHAT, **_token_settings(config))

@@ -16,6 +16,12 @@ def _torch_ends(model: Any) -> tuple[Any, Any]:
     return model.model.multi_modal_projector, model.lm_head
 
 
+def _vllm(config: LlavaOnevisionConfig) -> str:
+    # Its number of tokens of a picture has a constant 9 in place of the config's number.
+    tiles = f"; it counts the tokens of large pictures as for 9 tiles, and this model reads {config.most_tiles}"
+    return "one image per conversation" + (tiles if config.most_tiles != 9 else "")
+
+
 FAMILY = Family(
     name="llava_onevision",
     model_types=("llava_onevision",),
@@ -30,7 +36,7 @@ FAMILY = Family(
     image_readers=lambda config: ("bridge/up",),
     image_tokens=lambda config, images: tokens(images["place"]),
     torch_ends=_torch_ends,
-    vllm=lambda config: "one image per conversation",
+    vllm=_vllm,
     tiny=shapes,
     presets=PRESETS,
 )

@@ -64,7 +64,7 @@ class Inputs:
         """Joins the tiles of all images, without those that pad an image to the number of another's."""
         px = self._config.vision.image
         used = [tile[: len(own)] for tile, own in zip(made, place, strict=True)]
-        pixels = np.moveaxis(np.concatenate([np.zeros((0, 3, px, px)), *used]), 1, -1)
+        pixels = np.moveaxis(np.concatenate([np.zeros((0, 3, px, px), np.uint8), *used]), 1, -1)
         return {
             "pixels": np.ascontiguousarray(pixels.astype(np.uint8)),
             "scale": np.tile(self._scale, (len(pixels), 1)),

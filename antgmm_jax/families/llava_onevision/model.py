@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from antgmm_jax.blocks.layers import param
+from antgmm_jax.blocks.parameters import param
 from antgmm_jax.blocks.projector import Projector, ProjectorConfig
 from antgmm_jax.config import Remat, Tower
 from antgmm_jax.families.llava_onevision.config import LlavaOnevisionConfig
@@ -17,10 +16,10 @@ from antgmm_jax.lmm import LMM, Batch, assemble
 class NewlineProjector(Projector):
     """A projector, and the embedding of the end of a row of image tokens."""
 
-    def __init__(self, config: ProjectorConfig, vision: Tower, text: Tower, *, rngs: nnx.Rngs):
-        super().__init__(config, vision, text, rngs=rngs)
+    def __init__(self, config: ProjectorConfig, vision: Tower, text: Tower):
+        super().__init__(config, vision, text)
         width = text.stack.embed
-        self.newline = param(rngs.params(), (width,), (text.embed,), scale=width**-0.5)
+        self.newline = param((width,), (text.embed,), scale=width**-0.5)
 
 
 class LlavaOnevision(LMM):
@@ -44,10 +43,10 @@ class LlavaOnevision(LMM):
         return is_image, jnp.where(newline[..., None], end, at).astype(states.dtype)
 
 
-def build(config: LlavaOnevisionConfig, *, remat: Remat, rngs: nnx.Rngs) -> LMM:
-    """Builds the model with new parameters; see `antgmm_jax.lmm.assemble`."""
+def build(config: LlavaOnevisionConfig, *, remat: Remat) -> LMM:
+    """Builds the model; see `antgmm_jax.lmm.assemble`."""
 
-    def bridge(stacks: Mapping[str, Tower], rngs: nnx.Rngs) -> NewlineProjector:
-        return NewlineProjector(config.bridge, stacks["vision"], stacks["text"], rngs=rngs)
+    def bridge(stacks: Mapping[str, Tower]) -> NewlineProjector:
+        return NewlineProjector(config.bridge, stacks["vision"], stacks["text"])
 
-    return assemble(config, bridge, remat=remat, rngs=rngs, kind=LlavaOnevision)
+    return assemble(config, bridge, remat=remat, kind=LlavaOnevision)

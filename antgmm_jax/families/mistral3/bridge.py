@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from antgmm_jax.blocks.block import Gates
-from antgmm_jax.blocks.layers import ACTIVATIONS, gated, linear, normed, param
+from antgmm_jax.blocks.layers import ACTIVATIONS, gated, linear, normed
 from antgmm_jax.blocks.merger import magnitudes
+from antgmm_jax.blocks.parameters import param
 from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.config import Tower
 from antgmm_jax.families.mistral3.config import Mistral3Config
@@ -17,16 +17,16 @@ from antgmm_jax.families.mistral3.config import Mistral3Config
 class PatchMerger(nnx.Module):
     """A norm over each patch and two linear maps: from the patches of a square to its units, and on to an MLP's."""
 
-    def __init__(self, config: Mistral3Config, vision: Tower, text: Tower, *, rngs: nnx.Rngs):
+    def __init__(self, config: Mistral3Config, vision: Tower, text: Tower):
         inside, wide, units = config.vision.merge**2, vision.stack.embed, config.bridge.merger.mlp
         hidden, bias = config.bridge.mlp, config.bridge.bias
         self.eps = text.stack.eps
-        self.scale = nnx.Param(jnp.ones((wide,)), axes=(vision.embed,), over="")
-        axes, key = ("merged", vision.embed, "merger/mlp"), rngs.params()
-        self.up = param(key, (inside, wide, units), axes, scale=(inside * wide) ** -0.5, over=OUT)
-        axes, key = ("merger/mlp", "bridge/mlp"), rngs.params()
-        self.down = param(key, (units, hidden), axes, scale=units**-0.5, over=OUT)
-        self.down_bias = param(rngs.params(), (hidden,), axes[1:], scale=None) if bias else None
+        self.scale = param((wide,), (vision.embed,), mean=1.0)
+        axes = ("merged", vision.embed, "merger/mlp")
+        self.up = param((inside, wide, units), axes, scale=(inside * wide) ** -0.5, over=OUT)
+        axes = ("merger/mlp", "bridge/mlp")
+        self.down = param((units, hidden), axes, scale=units**-0.5, over=OUT)
+        self.down_bias = param((hidden,), axes[1:]) if bias else None
 
     def __call__(self, patches: Float[Array, "S P V"], gates: Gates) -> tuple[Float[Array, "S M"], Float[Array, "S U"]]:
         """Returns the inputs of the MLP's activation for each square, and the units of the merger."""
@@ -38,13 +38,13 @@ class PatchMerger(nnx.Module):
 class Mistral3Bridge(nnx.Module):
     """The merger and the rest of the MLP."""
 
-    def __init__(self, config: Mistral3Config, vision: Tower, text: Tower, *, rngs: nnx.Rngs):
+    def __init__(self, config: Mistral3Config, vision: Tower, text: Tower):
         hidden, narrow, bias = config.bridge.mlp, text.stack.embed, config.bridge.bias
         self.act = config.bridge.act
-        self.merger = PatchMerger(config, vision, text, rngs=rngs)
-        axes, key = ("bridge/mlp", text.embed), rngs.params()
-        self.down = param(key, (hidden, narrow), axes, scale=hidden**-0.5, over=OUT)
-        self.down_bias = param(rngs.params(), (narrow,), axes[1:], scale=None) if bias else None
+        self.merger = PatchMerger(config, vision, text)
+        axes = ("bridge/mlp", text.embed)
+        self.down = param((hidden, narrow), axes, scale=hidden**-0.5, over=OUT)
+        self.down_bias = param((narrow,), axes[1:]) if bias else None
 
     def features(
         self, vision: Float[Array, "S N V"], gates: Gates, collect: Sequence[str] = ()

@@ -138,7 +138,8 @@ def to_hf(config: Mistral3Config) -> dict[str, Any]:
             "num_channels": vision.channels,
             "num_hidden_layers": vision.stack.layers,
             "patch_size": vision.patch,
-            "rope_parameters": {"rope_type": "axial", "rope_theta": vision.stack.rope_theta},
+            # Newer releases take "default" for the model's own type, "axial", which older ones refuse.
+            "rope_parameters": {"rope_type": "default", "rope_theta": vision.stack.rope_theta},
         },
         "text_config": {
             **words,

@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-from flax import nnx
-
 from antgmm_jax.blocks.packed import PackedEncoder
 from antgmm_jax.config import Remat, Tower
 from antgmm_jax.families.mistral3.bridge import Mistral3Bridge
@@ -11,10 +9,10 @@ from antgmm_jax.families.mistral3.config import Mistral3Config
 from antgmm_jax.lmm import LMM, assemble
 
 
-def build(config: Mistral3Config, *, remat: Remat, rngs: nnx.Rngs) -> LMM:
+def build(config: Mistral3Config, *, remat: Remat) -> LMM:
     """Builds the model with new parameters; arguments as in `antgmm_jax.lmm.assemble`."""
 
-    def bridge(stacks: Mapping[str, Tower], rngs: nnx.Rngs) -> Mistral3Bridge:
-        return Mistral3Bridge(config, stacks["vision"], stacks["text"], rngs=rngs)
+    def bridge(stacks: Mapping[str, Tower]) -> Mistral3Bridge:
+        return Mistral3Bridge(config, stacks["vision"], stacks["text"])
 
-    return assemble(config, bridge, remat=remat, rngs=rngs, encoder=PackedEncoder)
+    return assemble(config, bridge, remat=remat, encoder=PackedEncoder)

@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-from flax import nnx
-
 from antgmm_jax.blocks.merger import SquareMerger
 from antgmm_jax.blocks.packed import PackedEncoder
 from antgmm_jax.config import Remat, Tower
@@ -12,10 +10,10 @@ from antgmm_jax.families.qwen2_5_vl.config import Qwen25VLConfig
 from antgmm_jax.lmm import LMM, assemble
 
 
-def build(config: Qwen25VLConfig, *, remat: Remat, rngs: nnx.Rngs) -> LMM:
+def build(config: Qwen25VLConfig, *, remat: Remat) -> LMM:
     """Builds the model with new parameters; arguments as in `antgmm_jax.lmm.assemble`."""
 
-    def bridge(stacks: Mapping[str, Tower], rngs: nnx.Rngs) -> SquareMerger:
-        return SquareMerger(config, stacks["vision"], stacks["text"], rngs=rngs)
+    def bridge(stacks: Mapping[str, Tower]) -> SquareMerger:
+        return SquareMerger(config, stacks["vision"], stacks["text"])
 
-    return assemble(config, bridge, remat=remat, rngs=rngs, encoder=PackedEncoder, kind=QwenVL)
+    return assemble(config, bridge, remat=remat, encoder=PackedEncoder, kind=QwenVL)

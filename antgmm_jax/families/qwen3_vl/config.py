@@ -31,6 +31,11 @@ class Qwen3VLConfig(PackedConfig):
     family: str = "qwen3_vl"
     vision: DeepStackVisionConfig = part("vision", tokens="images")
 
+    @property
+    def bridge_tokens(self) -> int:
+        """Tokens of the bridge's output for an image slot: of the first merger and of DeepStack's."""
+        return 1 + len(self.vision.taps)
+
 
 def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> Qwen3VLConfig:
     """Converts a Hugging Face config.
@@ -111,7 +116,9 @@ def violations(config: Qwen3VLConfig) -> tuple[str, ...]:
     """Returns the reasons why transformers cannot load this shape; empty if it can."""
     taps, layers, text = config.vision.taps, config.vision.stack.layers, config.language.decoder.layers
     reasons = [*tie_violations(ties(config), config)]
-    if taps and taps[-1] >= layers:
+    if len(taps) > layers:
+        reasons.append(f"vision/layers = {layers} must be at least {len(taps)}: DeepStack reads as many")
+    elif taps and taps[-1] >= layers:
         reasons.append(f"DeepStack reads layer {taps[-1]}, but vision/layers = {layers}")
     if len(taps) > text:
         reasons.append(f"text/layers = {text} must be at least {len(taps)}, the number of DeepStack's mergers")

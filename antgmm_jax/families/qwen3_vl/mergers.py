@@ -11,21 +11,21 @@ from jaxtyping import Array, Float
 
 from antgmm_jax.blocks.block import Gates
 from antgmm_jax.blocks.merger import Merger, SquareMerger, magnitudes
-from antgmm_jax.blocks.stack import repeated_module
+from antgmm_jax.blocks.parameters import repeated_module
 from antgmm_jax.config import Tower
 from antgmm_jax.families.qwen3_vl.config import UNITS, Qwen3VLConfig
-from antgmm_jax.families.qwen3_vl.deepstack import LAYERS, MERGERS, entered
+from antgmm_jax.families.qwen3_vl.deepstack import MERGERS
 
 
 class Mergers(SquareMerger):
     """The merger that makes the embeddings of image tokens, and those of DeepStack."""
 
-    def __init__(self, config: Qwen3VLConfig, vision: Tower, text: Tower, *, rngs: nnx.Rngs):
-        super().__init__(config, vision, text, rngs=rngs)
+    def __init__(self, config: Qwen3VLConfig, vision: Tower, text: Tower):
+        super().__init__(config, vision, text)
         image = config.vision
         self.taps, self.layers = image.reached, image.stack.layers
         build = partial(Merger, (UNITS, image.deepstack_mlp), True, self.inside, vision, text)
-        self.deepstack = repeated_module(build, len(image.taps), MERGERS, rngs=rngs) if image.taps else None
+        self.deepstack = repeated_module(build, len(image.taps), MERGERS) if image.taps else None
 
     def added(
         self, features: Float[Array, "S N V"], gates: Gates, collect: Sequence[str] = ()
@@ -45,8 +45,5 @@ class Mergers(SquareMerger):
             return nnx.merge(graph, own)(patches, gates.get("vision/embed"), open_units)
 
         out, hidden = jax.vmap(merge, in_axes=(0, 0, None if units is None else 0))(leaves, states, units)
-        if LAYERS in gates:
-            weights = entered(gates[LAYERS][taps])
-            out = jnp.einsum("tk,kse->tse", weights, out.astype(jnp.float32)).astype(out.dtype)
         kept = jnp.zeros((self.layers, *hidden.shape[1:])).at[taps].set(magnitudes(hidden))
         return out, {UNITS: kept} if UNITS in collect else {}

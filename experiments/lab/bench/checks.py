@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from antgmm_jax.blocks.tokens import IGNORE
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.decoding import forced_logits, generate
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import save_hf
 from antgmm_jax.pure import Params, functional
+from distill import LossConfig, make_loss
 from distill.chunked import at_positions
 from distill.teacher import to_dtype
 from experiments.lab.bench.batches import device_arrays
@@ -24,15 +26,17 @@ FLOAT32 = 1e-4
 BFLOAT16 = 0.1
 """Allowed difference of logits relative to their largest magnitude. bfloat16 has eight significant bits and rounds the
 residual stream after each of up to 300 sublayers; a wrong mask or cast causes a relative difference of about 1."""
+GRADIENT = 0.3
+"""Allowed difference of a parameter's gradient in bfloat16, relative to its norm."""
 
 
 class Check(NamedTuple):
-    """A comparison of logits.
+    """A comparison of logits or gradients.
 
     Attributes:
         name: name of the check.
         against: the reference.
-        error: largest difference, relative to the largest magnitude.
+        error: largest difference, relative to the largest magnitude; of gradients, relative to their norm.
         allowed: largest error that passes.
     """
 
@@ -48,7 +52,7 @@ class Check(NamedTuple):
 
 
 def correctness(config: LMMConfig, params: Params, batch: Mapping[str, np.ndarray]) -> list[Check]:
-    """Compares logits of the device with references.
+    """Compares logits and gradients of the device with references.
 
     Args:
         config: model config.
@@ -57,7 +61,8 @@ def correctness(config: LMMConfig, params: Params, batch: Mapping[str, np.ndarra
 
     Returns:
         Checks of float32 against the CPU (on a CPU, against PyTorch), of bfloat16 against float32, of cached decoding
-        against a forward pass over the same tokens, and of the chosen tokens against the largest logits of that pass.
+        against a forward pass over the same tokens, of the chosen tokens against the largest logits of that pass, and
+        of the gradients of rows with padding in bfloat16 against float32.
     """
     arrays = device_arrays(batch)
     # By default, JAX multiplies float32 matrices at lower precision on GPUs and TPUs.
@@ -65,6 +70,7 @@ def correctness(config: LMMConfig, params: Params, batch: Mapping[str, np.ndarra
         in_float32 = np.asarray(_answer_logits(config)(params, arrays))
         against, reference = _reference(config, params, batch)
         tokens, stepped, whole = _decoded(config, params, batch)
+        gradients = _gradients(config, params, batch, "float32")
     in_bfloat16 = _answer_logits(config)(to_dtype(params, jnp.bfloat16), arrays)
     chosen, largest = np.take_along_axis(whole, tokens[:, :, None], axis=2), whole.max(axis=2, keepdims=True)
     return [
@@ -77,6 +83,12 @@ def correctness(config: LMMConfig, params: Params, batch: Mapping[str, np.ndarra
         ),
         Check("cached decode", "a forward pass without cache", _error(stepped, whole), FLOAT32),
         Check("greedy answers", "the largest logits of that pass", _error(chosen, largest), FLOAT32),
+        Check(
+            "bfloat16 gradients",
+            "float32 on the same device",
+            _furthest(_gradients(config, params, batch, "bfloat16"), gradients),
+            GRADIENT,
+        ),
     ]
 
 
@@ -93,7 +105,7 @@ def refuse(checks: Mapping[str, Sequence[Check]]) -> None:
         for check in checks_of_model:
             if not check.passed:
                 raise AntgmmError(
-                    f"{model}, {check.name}: logits differ by {check.error:.2g} of the largest from {check.against},"
+                    f"{model}, {check.name}: a relative difference of {check.error:.2g} from {check.against},"
                     f" {check.allowed:g} is allowed: the device computes wrong results;"
                     " try another jaxlib or driver, or unset XLA_FLAGS"
                 )
@@ -137,6 +149,28 @@ def _decoded(
     forced = {"images": batch["images"], **teacher_forced(config, split(batch)[1], np.asarray(tokens))}
     whole = _answer_logits(config)(params, device_arrays(forced))
     return np.asarray(tokens), np.asarray(forced_logits(config, params, prompt, tokens)), np.asarray(whole)
+
+
+def _gradients(config: LMMConfig, params: Params, batch: Mapping[str, np.ndarray], dtype: str) -> list[np.ndarray]:
+    """Gradients of the loss of right answers, with half of the last row's answer as padding."""
+    arrays = {name: value for name, value in batch.items() if not name.startswith("prompt/")}
+    mask, targets = np.array(batch["attention_mask"]), np.array(batch["targets"])
+    rest = mask.shape[1] - targets.shape[1] // 2
+    mask[-1, rest:] = 0
+    if not config.encoder_decoder:  # else an encoder reads the mask, that of the prompt
+        targets[-1] = np.where(batch["positions"][-1] < rest - 1, targets[-1], IGNORE)
+    arrays = device_arrays({**arrays, "attention_mask": mask, "targets": targets})
+    loss = make_loss(functional(config), LossConfig(hard=1.0), dtype=dtype)
+    gradients = jax.jit(jax.grad(lambda params, batch: loss(params, {}, batch, {})[0]))(params, arrays)
+    return [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(gradients)]
+
+
+def _furthest(gradients: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> float:
+    """Largest relative difference of a gradient; that of one nearly zero is relative to a hundredth of the whole."""
+    least = 0.01 * np.sqrt(sum(np.square(leaf).sum() for leaf in reference))
+    pairs = zip(gradients, reference, strict=True)
+    # NumPy's maximum, of which NaN is one.
+    return float(np.max([np.linalg.norm(one - other) / max(np.linalg.norm(other), least) for one, other in pairs]))
 
 
 def _error(logits: np.ndarray, reference: np.ndarray) -> float:

@@ -99,8 +99,9 @@ class _Bench:
             )
         config, params = load_hf(recipe.teacher.path)
         pure, params = functional(config, stage.optimizer.remat), on_devices(config, params, "float32")
-        # All batches have one width, like the resident batch.
         samples = encoded(recipe, load_records(recipe.data), load_processor(recipe.teacher.path), config)
+        if len([*samples.needs.alike()]) > 1:  # batches of several widths, unlike the resident one
+            raise AntgmmError("stalls needs rows with similar numbers of image slots: choose data with equal pictures")
         like = next(samples.in_order(stage.optimizer.batch_size))
         with bar("teacher cache", len(samples)) as update:
             distill.build_cache(

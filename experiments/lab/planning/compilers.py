@@ -13,6 +13,7 @@ import jax
 from jax.experimental import topologies
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.extras import install
 from experiments.lab.planning.chips import CHIPS
 
 CUDA = tuple(f"jax-cuda12-{part}=={version('jaxlib')}" for part in ("plugin", "pjrt"))
@@ -60,8 +61,9 @@ def check(chip: str) -> None:
     where, tpu = str(folder()), bool(CHIPS[chip].slices)
     if not tpu and where not in sys.path:  # NVIDIA's library prints two lines where there is no driver
         sys.path.append(where)
-    if find_spec("libtpu" if tpu else "jax_plugins") is None or not (tpu or find_spec("jax_plugins.xla_cuda12")):
-        remedy = "pip install 'antgmm-jax[plan]'" if tpu else f"pip install --no-deps --target {where} {' '.join(CUDA)}"
+    plugins = () if tpu or find_spec("jax_plugins") is None else ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
+    if not any(map(find_spec, ("libtpu",) if tpu else plugins)):
+        remedy = install("plan") if tpu else f"pip install --no-deps --target {where} {' '.join(CUDA)}"
         raise AntgmmError(f"--chip {chip}: its compiler is not installed: {remedy} (or add --compiler cpu)")
 
 

@@ -20,6 +20,7 @@ class Load(NamedTuple):
         answer: answer tokens per row.
         memory: bytes of a device, from which a run chooses some of its batches.
         narrow: parameters of the initial model that are stored in two bytes.
+        slots: image slots per row; None for those of one image of the usual size.
     """
 
     mesh: Mapping[str, int]
@@ -28,6 +29,7 @@ class Load(NamedTuple):
     answer: int
     memory: float = math.inf
     narrow: Narrow = MappingProxyType({})
+    slots: int | None = None
 
     @property
     def devices(self) -> int:

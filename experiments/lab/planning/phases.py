@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 import distill
 from antgmm_jax.config import IMAGE_SIDE, LMMConfig
+from antgmm_jax.decoding import crowded
 from antgmm_jax.decoding import phases as decoding_phases
 from antgmm_jax.families import complete
 from antgmm_jax.parallel import sharding
@@ -27,6 +28,7 @@ from experiments.lab.planning.scorers import scorers
 from experiments.lab.planning.shapes import batch_shapes, mesh_for, model_shapes
 from experiments.lab.planning.step import StepSpec
 from experiments.run.batch_size import rows_that_fit
+from experiments.run.calibration import importance_pieces, scoring_pieces
 from experiments.run.cuts import after, planned, reads_features, segment_targets, weighs_tokens
 from experiments.run.features import views
 from experiments.run.narrow import held_by, left_by
@@ -34,7 +36,7 @@ from experiments.run.progress.flops import pass_flops
 from experiments.run.schema import Recipe, Training, Work
 from experiments.run.schema.stage import UNREAD
 from experiments.run.stage import optimizer_of
-from experiments.run.targets import CACHE_BATCH, IN_MEMORY, target_names, weighing_pieces
+from experiments.run.targets import CACHE_BATCH, IN_MEMORY, target_names
 from pruning.costs import cost, total_parameters
 
 SCORED, GATE = 64, 64
@@ -45,13 +47,14 @@ AHEAD = 8
 """Batches that the loader's threads hold at most, one each."""
 
 
-def phases(recipe: Recipe | Training, config: LMMConfig, load: Load) -> Iterator[Phase]:
+def phases(recipe: Recipe | Training, config: LMMConfig, load: Load, start: LMMConfig | None = None) -> Iterator[Phase]:
     """Plans the phases of a run; programs are compiled, the rest is arithmetic.
 
     Args:
         recipe: the recipe.
-        config: config of its initial model.
+        config: config of the teacher, or of the model that is trained.
         load: devices and rows.
+        start: config of the initial model, if it is not `config`: that of a parent.
 
     Yields:
         The phases, in order.
@@ -66,6 +69,7 @@ def phases(recipe: Recipe | Training, config: LMMConfig, load: Load) -> Iterator
     yield Phase("loading", {"model": bytes_of(shapes)}, host=largest)
     if isinstance(recipe, Recipe) and recipe.teacher.mode == "cache" and target_names(recipe):
         yield _cache(recipe, config, load)
+    config = start or config
     for work in recipe.work:
         yield from _stage(recipe, work, config, teacher, load)
         load = load._replace(narrow=left_by(work, config, load.narrow))
@@ -75,15 +79,37 @@ def phases(recipe: Recipe | Training, config: LMMConfig, load: Load) -> Iterator
         yield _report(recipe, teacher, load)
 
 
-def _rows(config: LMMConfig, most: int, dtype: str, load: Load, *, text: int = 0, answer: int = 0) -> int:
+def _rows(
+    config: LMMConfig, most: int, dtype: str, load: Load, *, text: int = 0, answer: int = 0, generated: int = 0
+) -> int:
     """Rows of a batch of a pass without gradients, as a run chooses them; on the mesh that is set."""
-    limits = {"text": text, "answer": answer, "slots": config.slots, "dtype": dtype}
+    limits = {
+        "text": text,
+        "answer": answer,
+        "slots": load.slots or config.slots,
+        "dtype": dtype,
+        "generated": generated,
+    }
     return sharding.padded_batch_size(rows_that_fit(config, most, **limits, memory=load.memory))
+
+
+def _batch(config: LMMConfig, rows: int, load: Load) -> dict[str, Any]:
+    return dict(batch_shapes(config, rows, load.length, load.answer, slots=load.slots))
+
+
+def _flops(config: LMMConfig, rows: int, load: Load) -> dict[str, int]:
+    return pass_flops(config, rows, length=load.length, answer=load.answer, slots=load.slots)
 
 
 def _passes(config: LMMConfig, rows: int, load: Load) -> int:
     """FLOPs of a forward pass on all devices."""
-    return sum(pass_flops(config, rows, length=load.length, answer=load.answer).values())
+    return sum(_flops(config, rows, load).values())
+
+
+def _lengths(config: LMMConfig, load: Load) -> dict[str, int]:
+    """Columns of text and answers, and image slots, of a row as in training."""
+    text = load.length if config.encoder_decoder else load.length + load.answer
+    return {"text": text, "answer": load.answer, "slots": load.slots or config.slots}
 
 
 def _program(run: Any, arguments: tuple[Any, ...], load: Load) -> programs.Program:
@@ -94,7 +120,7 @@ def _cache(recipe: Recipe, config: LMMConfig, load: Load) -> Phase:
     """The teacher's states of all records that the stages read."""
     samples, names = recipe.data.samples + recipe.teacher.pairs, target_names(recipe)
     pure, dtype = functional(config), recipe.optimizer.dtype
-    text = load.length if config.encoder_decoder else load.length + load.answer
+    text = _lengths(config, load)["text"]
 
     def run(params: Any, batch: Any) -> dict[str, jax.Array]:
         return {name: sharding.place(rows, ("batch",)) for name, rows in targets(pure, params, batch, names).items()}
@@ -102,7 +128,7 @@ def _cache(recipe: Recipe, config: LMMConfig, load: Load) -> Phase:
     with jax.set_mesh(mesh_for(load.mesh, load.chip)):
         rows = _rows(config, min(CACHE_BATCH, samples), dtype, load, text=text, answer=load.answer)
         params = model_shapes(config, dtype)
-        batch = dict(batch_shapes(config, rows, load.length, load.answer))
+        batch = _batch(config, rows, load)
         program = _program(run, (params, batch), load)
         memory = {"teacher": bytes_of(params), "batch": bytes_of(batch), **_more(program)}
         size = _cached(names, pure, params, batch, samples)
@@ -155,8 +181,8 @@ def _stage(
     left = left_by(work, config, load.narrow)
     adapted = [leaf.size for path, leaf in by_path(abstract(config))[0].items() if path in {*held} - {*left}]
     result = step.memory["parameters"] + 2 * sum(adapted) // (load.mesh["fsdp"] * load.mesh["tensor"])
-    # One checkpoint is written while the last one is kept; the stage's result has the parameters alone.
-    disk = (2 * state + result) * load.devices
+    # Two checkpoints are kept while the next one is written; the stage's result has the parameters alone.
+    disk = (3 * state + result) * load.devices
     held, sent = state + AHEAD * step.memory["batch"], stage.steps * sum(step.sent.values())
     flops = stage.steps * step.flops
     yield Phase(
@@ -192,6 +218,7 @@ def _spec(recipe: Recipe | Training, work: Work, student: LMMConfig, teacher: LM
         states=target_names(recipe) if isinstance(recipe, Recipe) and reads else (),
         optimizer=optimizer_of(work.stage, shapes_with_adapters(abstract(student), work.stage.adapters)),
         adapters=work.stage.adapters,
+        slots=load.slots,
     )
 
 
@@ -200,7 +227,7 @@ def _features(recipe: Recipe | Training, work: Work, config: LMMConfig, load: Lo
     samples, dtype = recipe.data.samples * views(work.stage.shift), work.stage.optimizer.dtype
     with jax.set_mesh(mesh_for(load.mesh, load.chip)):
         params, rows = model_shapes(config, dtype), _rows(config, min(SCORED, recipe.data.samples), dtype, load)
-        images = dict(batch_shapes(config, rows, load.length, load.answer))["images"]
+        images = _batch(config, rows, load)["images"]
         made = jax.eval_shape(functional(config).features, params, images)
         program = _program(functional(config).features, (params, images), load)
         memory = {"model": bytes_of(params), "batch": bytes_of(images), **_more(program)}
@@ -212,19 +239,18 @@ def _features(recipe: Recipe | Training, work: Work, config: LMMConfig, load: Lo
 def _weighing(recipe: Recipe | Training, work: Work, teacher: LMMConfig, load: Load) -> Phase:
     """Sensitivity of the teacher's answers to image tokens."""
     table = work.stage.optimizer
-    text = load.length if teacher.encoder_decoder else load.length + load.answer
-    lengths = {"text": text, "answer": load.answer, "slots": teacher.slots}
+    lengths = _lengths(teacher, load)
     with jax.set_mesh(mesh_for(load.mesh, load.chip)):
         batches = recipe.calibration_batches
-        pieces = weighing_pieces(work.stage, teacher, batches, **lengths, memory=load.memory)
+        pieces = scoring_pieces(table, teacher, batches, **lengths, memory=load.memory)
         params = model_shapes(teacher, table.dtype)
-        batch = dict(batch_shapes(teacher, pieces["batch_size"], load.length, load.answer))
+        batch = _batch(teacher, pieces["batch_size"], load)
         program = _program(
             token_shares(functional(teacher, table.remat), jnp.dtype(table.dtype)), (params, batch), load
         )
         memory = {"teacher": bytes_of(params), "batch": bytes_of(batch), **_more(program)}
     sent, rows = pieces["batches"] * sum(program.sent.values()), pieces["batches"] * pieces["batch_size"]
-    passes = pass_flops(teacher, rows, length=load.length, answer=load.answer)
+    passes = _flops(teacher, rows, load)
     image = sum(passes[tower] for tower in IMAGE_SIDE)
     # Gradients pass the language model back to the features, and no parameters.
     flops = (2 * sum(passes.values()) - image) / load.devices
@@ -236,10 +262,12 @@ def _importance(
 ) -> Phase:
     """Scores of the units before the cut, by one program a method; the largest one counts."""
     table = work.stage.optimizer
-    pieces = table.pieces(recipe.calibration_batches)
+    lengths = _lengths(config, load)
     with jax.set_mesh(mesh_for(load.mesh, load.chip)):
+        batches = recipe.calibration_batches
+        pieces = importance_pieces(table, config, batches, methods, **lengths, memory=load.memory)
         params = model_shapes(config, table.dtype)
-        batch = dict(batch_shapes(config, pieces["batch_size"], load.length, load.answer))
+        batch = _batch(config, pieces["batch_size"], load)
         made = [_program(run, (params, batch), load) for run in scorers(config, methods, table.dtype, table.remat)]
         largest = max(made, key=lambda program: program.temporaries)
         memory = {"model": bytes_of(params), "batch": bytes_of(batch), **_more(largest)}
@@ -260,14 +288,16 @@ def _scores(recipe: Recipe | Training, work: Work, config: LMMConfig, load: Load
         return prefill(params, {**batch, "vision_features": features})
 
     with jax.set_mesh(mesh_for(load.mesh, load.chip)):
-        rows = _rows(config, min(SCORED, records), dtype, load, text=load.length, answer=longest)
+        rows = _rows(config, min(SCORED, records), dtype, load, text=load.length, answer=longest, generated=longest)
         params = model_shapes(config, dtype)
-        shapes = dict(batch_shapes(config, rows, load.length, 0))
+        shapes = _batch(config, rows, load._replace(answer=0))
         batch = {name: shapes[name] for name in ("input_ids", "attention_mask", "images")}
         program = _program(run, (params, batch), load)
-        layers = 0 if _slices_in_loop(load) else bytes_of(params["language"]["decoder"])
+        layers = _copied(bytes_of(params["language"]["decoder"]), load)
         memory = {"model": bytes_of(params), "layers": layers, "batch": bytes_of(batch), **_more(program)}
-    flops = sum(sum(each.values()) for each in cost(config, records, load.length, longest).flops.values())
+    flops = sum(
+        sum(each.values()) for each in cost(config, records, load.length, longest, slots=load.slots).flops.values()
+    )
     sent = -(-records // rows) * sum(program.sent.values())
     return Phase(f"{work.title}: scores", memory, 0, 0, sent, flops / load.devices, compiled=True)
 
@@ -277,11 +307,16 @@ def _check(recipe: Recipe | Training, config: LMMConfig, load: Load) -> Phase:
     parameters, longest = total_parameters(config), recipe.evaluate.max_new_tokens
     itemsize = 4 if recipe.export.dtype == "float32" else 2
     files = 0 if itemsize == 4 else itemsize * parameters  # stay beside the parameters in float32
-    limits = {"text": load.length, "answer": longest, "memory": load.memory - files}
+    limits = {
+        "text": load.length,
+        "answer": longest,
+        "slots": load.slots or config.slots,
+        "memory": load.memory - files,
+    }
     rows = rows_that_fit(config, min(GATE, recipe.evaluate.data.samples), **limits)
     answers = {"keys and values": cost(config, rows, load.length, longest, itemsize=4).kv_cache}
     logits = 4 * rows * load.answer * config.language.vocab
-    layers = 0 if _slices_in_loop(load) else 4 * sum(leaf.size for leaf in jax.tree.leaves(_decoder(config)))
+    layers = _copied(4 * _decoder_size(config), load)
     memory = {"student": 4 * parameters + files, "layers": layers, **answers, "temporaries": logits}
     return Phase("check of the export", memory, 4 * parameters, itemsize * parameters)
 
@@ -291,15 +326,16 @@ def _report(recipe: Recipe | Training, teacher: LMMConfig, load: Load) -> Phase:
     itemsize = 4 if recipe.export.dtype == "float32" else 2
     longest = recipe.evaluate.max_new_tokens
     answers = cost(teacher, 1, load.length, longest, itemsize=itemsize).kv_cache
-    layers = 0 if _slices_in_loop(load) else itemsize * sum(leaf.size for leaf in jax.tree.leaves(_decoder(teacher)))
+    layers = _copied(itemsize * _decoder_size(teacher), load)
     memory = {"teacher": itemsize * total_parameters(teacher), "layers": layers, "keys and values": answers}
     return Phase("report", memory)
 
 
-def _decoder(config: LMMConfig) -> Any:
-    return abstract(config)["language"]["decoder"]
+def _decoder_size(config: LMMConfig) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract(config)["language"]["decoder"]))
 
 
-def _slices_in_loop(load: Load) -> bool:
-    """Whether decoding reads the layers of the decoder from their stack, and holds no copy of them: on TPUs."""
-    return bool(load.chip) and bool(CHIPS[load.chip].slices)
+def _copied(layers: int, load: Load) -> int:
+    """Bytes of the copy of the decoder's layers that decoding holds: none on TPUs, nor where it has no room."""
+    slices = bool(load.chip) and CHIPS[load.chip].slices
+    return 0 if slices or crowded(layers, load.memory) else layers

@@ -49,7 +49,7 @@ class Rates(NamedTuple):
         phase: constant of each phase, [3].
         sublayer: per attention or MLP of each phase, [3].
         flop: per FLOP.
-        byte: per byte of float32 parameters and cache.
+        byte: per byte that parameters and cache have in float32, whatever the dtype of the measured models.
     """
 
     phase: np.ndarray
@@ -133,13 +133,14 @@ def non_negative(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
     return nnls(rows / scale, values)[0] / scale
 
 
-def calibrate(config: LMMConfig, request: RequestSize, prompt: Arrays) -> Rates:
+def calibrate(config: LMMConfig, request: RequestSize, prompt: Arrays, dtype: str = "float32") -> Rates:
     """Fits the rates of this machine to measurements of small models.
 
     Args:
         config: config of the model whose students are to be predicted.
         request: the request.
         prompt: `images`, `input_ids` and `attention_mask` of a request of this size.
+        dtype: dtype of computation.
 
     Returns:
         Rates of this machine.
@@ -148,7 +149,7 @@ def calibrate(config: LMMConfig, request: RequestSize, prompt: Arrays) -> Rates:
     requests = {}
     with bar("calibration", len(models)) as update:
         for number, model in enumerate(models, 1):
-            requests[model] = with_random_parameters(model, prompt, request.answer)
+            requests[model] = with_random_parameters(model, prompt, request.answer, dtype)
             requests[model]()
             update(number, "models compiled")
     times: Mapping[LMMConfig, Latency] = measure(requests, repeats=ROUNDS)
@@ -200,17 +201,18 @@ def random_prompt(config: LMMConfig, length: int) -> Arrays:
     return {"images": batch["images"], **{name: batch[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}}
 
 
-def with_random_parameters(config: LMMConfig, prompt: Arrays, answer: int) -> Request:
+def with_random_parameters(config: LMMConfig, prompt: Arrays, answer: int, dtype: str = "float32") -> Request:
     """Returns a request to a model with random parameters.
 
     Args:
         config: model config.
         prompt: `images`, `input_ids` and `attention_mask`.
         answer: answer tokens.
+        dtype: dtype of computation.
 
     Returns:
         The request; its first call compiles.
     """
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: 0.02 * rng.standard_normal(leaf.shape, np.float32), abstract(config))
-    return jax_request(config, params, prompt, answer)
+    return jax_request(config, params, prompt, answer, dtype)

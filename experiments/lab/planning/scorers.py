@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.pure import functional, local_axes
 from distill import LossConfig, make_loss
+from distill.teacher import model_inputs
 from experiments.run.calibration import scored_by
 from pruning.components import second_moments
 from pruning.importance import activation_norms, gate_gradient, influences
@@ -26,7 +27,7 @@ def scorers(config: LMMConfig, methods: Mapping[str, str], dtype: str, remat: st
     pure, used, scored = functional(config, remat), {*methods.values()}, scored_by(config, methods)
 
     def apply(params: Any, batch: Any, *, collect: tuple[str, ...]) -> Any:
-        return pure.apply(params, batch, collect=collect)
+        return pure.apply(params, model_inputs(batch), collect=collect)
 
     if "taylor" in used:
         loss = make_loss(pure, LossConfig(hard=1.0), dtype=jnp.dtype(dtype))

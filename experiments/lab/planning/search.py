@@ -1,6 +1,6 @@
 """Search for legal sizes within a budget of parameters, or of latency measured on this machine."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -19,8 +19,11 @@ from experiments.lab.planning.rates import (
     with_random_parameters,
 )
 from experiments.report.latency import measure
+from experiments.run.batch_size import compute_dtype
 from experiments.run.host.console import say
 from experiments.run.host.facts import machine
+from experiments.run.schema.recipe import change
+from experiments.run.schema.tables import Export
 from pruning.costs import TOKENS, parameters, total_parameters
 from pruning.sizing import Sized
 
@@ -165,33 +168,45 @@ def run(
         figures["budget"] = {"params": parameters}
     else:
         search(total_parameters, float("inf"))  # checks pins and weights before anything is compiled
-        prompt = random_prompt(config, request.length)
-        rates = calibrate(config, request, prompt)
+        prompt, dtype = random_prompt(config, request.length), export_dtype()
+        rates = calibrate(config, request, prompt, dtype)
         price = lru_cache(maxsize=None)(partial(predict, rates, request=request))
-        best, tried = by_latency(
-            config, latency, search, price, partial(time_request, prompt=prompt, answer=request.answer)
-        )
+        timed = partial(time_request, prompt=prompt, answer=request.answer, dtype=dtype)
+        best, tried = by_latency(config, latency, search, price, timed)
         result, teacher = best.sized, {"predicted_ms": price(config)}
         student = {"predicted_ms": result.price, "measured_ms": best.measured}
-        figures |= {"budget": {"latency_ms": latency}, "machine": machine(), "rates": named(rates)}
+        figures |= {"budget": {"latency_ms": latency}, "machine": machine(), "dtype": dtype, "rates": named(rates)}
         figures["tried"] = [{"predicted_ms": each.sized.price, "measured_ms": each.measured} for each in tried]
     figures["teacher"] = {**_model(config, request), **teacher}
     figures["student"] = {**_model(result.config, request), **student}
     return {**figures, "stages": pruning.by_stage(config, result.sizes)}
 
 
-def time_request(config: LMMConfig, *, prompt: Arrays, answer: int) -> float:
+def export_dtype(changes: Sequence[str] = ()) -> str:
+    """Returns the dtype in which a report times the models of a recipe.
+
+    Args:
+        changes: `key=value` changes of a recipe that has no other setting of its export.
+    """
+    tables: dict[str, Any] = {}
+    for each in changes:
+        change(tables, each)
+    return compute_dtype(tables.get("export", {}).get("dtype", Export().dtype))
+
+
+def time_request(config: LMMConfig, *, prompt: Arrays, answer: int, dtype: str = "float32") -> float:
     """Measures the latency of a request to a model with random parameters.
 
     Args:
         config: model config.
         prompt: `images`, `input_ids` and `attention_mask` of the request.
         answer: answer tokens.
+        dtype: dtype of computation.
 
     Returns:
         Median in milliseconds.
     """
-    return measure({0: with_random_parameters(config, prompt, answer)}, repeats=ROUNDS)[0].p50
+    return measure({0: with_random_parameters(config, prompt, answer, dtype)}, repeats=ROUNDS)[0].p50
 
 
 def _model(config: LMMConfig, request: RequestSize) -> dict[str, Any]:

@@ -26,13 +26,18 @@ def model_shapes(config: LMMConfig, dtype: str) -> Params:
     return sharding.place_tree(abstract(config, jnp.dtype(dtype)), functional(config).axes)
 
 
+def image_tokens(config: LMMConfig, slots: int | None) -> int:
+    """Returns the text positions of some image slots; None for those of one image of the usual size."""
+    return config.usual_tokens * (slots or config.slots) // config.slots
+
+
 def row_sharding() -> NamedSharding:
     """Returns the sharding of the rows of a batch on the mesh that is set."""
     return NamedSharding(jax.sharding.get_mesh(), PartitionSpec(sharding.RULES["batch"]))
 
 
 def batch_shapes(
-    config: LMMConfig, rows: int, length: int, answer: int, *, features: str = ""
+    config: LMMConfig, rows: int, length: int, answer: int, *, slots: int | None = None, features: str = ""
 ) -> Iterator[tuple[str, Any]]:
     """Returns the shapes of a training batch, split over the devices of the mesh.
 
@@ -41,6 +46,7 @@ def batch_shapes(
         rows: number of samples.
         length: prompt tokens per sample, including image tokens.
         answer: answer tokens per sample.
+        slots: image slots per sample; None for those of one image of the usual size.
         features: dtype of image features in place of pixels; "" for pixels.
 
     Yields:
@@ -53,7 +59,7 @@ def batch_shapes(
     for name, shape in shapes.items():
         yield name, jax.ShapeDtypeStruct((rows, *shape), jnp.int32, sharding=where)
     images = {
-        name: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype, sharding=where)
+        name: jax.ShapeDtypeStruct((rows, slots or config.slots, *leaf.shape[1:]), leaf.dtype, sharding=where)
         for name, leaf in usual_image(config).items()
     }
     if features:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -28,7 +28,7 @@ from distill.teacher import PREFIX
 from experiments.lab.planning import compilers, programs
 from experiments.lab.planning.chips import CHIPS, Chip
 from experiments.lab.planning.estimate import LINKS
-from experiments.lab.planning.shapes import batch_shapes, mesh_for, model_shapes, row_sharding
+from experiments.lab.planning.shapes import batch_shapes, image_tokens, mesh_for, model_shapes, row_sharding
 from experiments.run.narrow import Narrow, with_dtypes
 
 DEVICES = 512
@@ -54,6 +54,7 @@ class StepSpec(NamedTuple):
         features: whether the batch has image features in place of pixels.
         adapters: path prefix of parameters -> rank of their adapters, as in `distill.adapters`.
         narrow: path of a frozen parameter -> dtype of two bytes in which the state holds it.
+        slots: image slots per sample; None for those of one image of the usual size.
     """
 
     student: LMMConfig
@@ -71,6 +72,7 @@ class StepSpec(NamedTuple):
     features: bool = False
     adapters: Ranks = MappingProxyType({})
     narrow: Narrow = MappingProxyType({})
+    slots: int | None = None
 
 
 class Step(NamedTuple):
@@ -124,8 +126,8 @@ def check(spec: StepSpec) -> None:
     Raises:
         AntgmmError: student and teacher have different images or tokens, or the prompt is too short for the image.
     """
-    if spec.length <= spec.student.usual_tokens:
-        raise AntgmmError(f"--length {spec.length}: the image alone takes {spec.student.usual_tokens} tokens")
+    if spec.length <= (tokens := image_tokens(spec.student, spec.slots)):
+        raise AntgmmError(f"--length {spec.length}: the images alone take {tokens} tokens")
     if spec.teacher is None:
         return
     for name, one, other in (
@@ -167,7 +169,9 @@ def step_flops(spec: StepSpec) -> int:
     """Returns the FLOPs of a step on all devices: three passes of the student, and one of an online teacher."""
     size = (spec.batch, spec.length, spec.answer)
     passes = ((3, spec.student), (1, spec.teacher if spec.source == "online" else None))
-    counts = ((n, pruning.forward_flops(model, *size, logits=spec.answer)) for n, model in passes if model)
+    counts = (
+        (n, pruning.forward_flops(model, *size, slots=spec.slots, logits=spec.answer)) for n, model in passes if model
+    )
     # Losses on the image side alone do not run the language models.
     language = spec.loss.reads_answers or any(part.tower not in IMAGE_SIDE for part in _compared(spec))
     return sum(n * flops for n, parts in counts for tower, flops in parts.items() if tower in IMAGE_SIDE or language)
@@ -193,13 +197,16 @@ def _abstract(spec: StepSpec) -> tuple[Any, dict[str, Any]]:
     )
     state = distill.shard_state(fresh, pure.axes, optimizer)
     rate = jax.ShapeDtypeStruct((), jnp.float32)
-    batch = dict(
-        batch_shapes(spec.student, spec.batch, spec.length, spec.answer, features=spec.dtype if spec.features else "")
-    )
+    features = spec.dtype if spec.features else ""
+    batch = dict(_batch(spec, spec.student, features=features))
     for name, shape in cached.items():
         rows = (spec.batch, *shape)
         batch[PREFIX + name] = jax.ShapeDtypeStruct(rows, dtype_of(name), sharding=row_sharding())
     return step.program, {"state": state, "batch": batch, "gates": {}, "teacher": teacher.params, "rate": rate}
+
+
+def _batch(spec: StepSpec, model: LMMConfig, **more: str) -> Iterator[tuple[str, Any]]:
+    return batch_shapes(model, spec.batch, spec.length, spec.answer, slots=spec.slots, **more)
 
 
 def _teacher(spec: StepSpec, cached: dict[str, tuple[int, ...]]) -> distill.Teacher:
@@ -228,7 +235,7 @@ def _cached_shapes(spec: StepSpec) -> dict[str, tuple[int, ...]]:
     """Name -> shape of a row of the teacher's states in a cache: a stage gets all of them, read or not."""
     if spec.teacher is None or spec.source == "online":
         return {}
-    batch = dict(batch_shapes(spec.teacher, spec.batch, spec.length, spec.answer))
+    batch = dict(_batch(spec, spec.teacher))
     run = partial(targets, functional(spec.teacher), names=spec.states)
     made = jax.eval_shape(run, abstract(spec.teacher), batch)
     return {name: made[name].shape[1:] for name in spec.states}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -15,9 +15,10 @@ from experiments.lab.planning.chips import CHIPS
 from experiments.lab.planning.phase import Load, Phase
 from experiments.lab.planning.phases import phases
 from experiments.lab.planning.step import DEVICES, compiled, smallest
-from experiments.run.narrow import Narrow, narrow_of
+from experiments.run.narrow import Narrow, narrow_of, narrow_of_stage
 from experiments.run.schema import Recipe, Training
 from experiments.run.schema.recipe import load_recipe, load_training, read_toml
+from experiments.run.student import config_of, cut_record
 from experiments.run.training import shape_of
 
 HEAD = ("phase", "stays", "more", "host", "disk", "sent", "least s", "by")
@@ -25,20 +26,33 @@ HEAD = ("phase", "stays", "more", "host", "disk", "sent", "least s", "by")
 device sends, seconds at least, and whether memory is that of a program or arithmetic."""
 
 
-def opened(path: Path, overrides: Sequence[str], instead: str = "") -> tuple[Recipe | Training, LMMConfig, Narrow]:
-    """Reads a recipe, and the config and dtypes of its initial model; no weights are read.
+class Opened(NamedTuple):
+    """A recipe, and what a plan needs to know of its models.
+
+    Attributes:
+        recipe: the recipe.
+        config: config of the teacher, or of the model that is trained.
+        start: config of the initial model: that of the recipe's parent, or `config`.
+        narrow: parameters of the initial model that are stored in two bytes.
+    """
+
+    recipe: Recipe | Training
+    config: LMMConfig
+    start: LMMConfig
+    narrow: Narrow
+
+
+def opened(path: Path, overrides: Sequence[str], instead: str = "") -> Opened:
+    """Reads a recipe, and configs and dtypes of its models; no weights are read.
 
     Args:
         path: a TOML file.
         overrides: as in `load_recipe`.
-        instead: preset for the initial model, if it does not exist yet; "" for the recipe's.
-
-    Returns:
-        The recipe, the config, and the parameters that are stored in two bytes: those of files, or for a preset all if
-        the recipe computes so. After a parent's stages none are, which needs the most memory.
+        instead: preset for the teacher and the initial model, if they do not exist yet; "" for the recipe's. Its
+            parameters are stored in the dtype in which the recipe computes.
 
     Raises:
-        AntgmmError: the recipe or the model cannot be read.
+        AntgmmError: the recipe, the model or the parent cannot be read.
     """
     load = load_training if "phase" in read_toml(path, "recipe") else load_recipe
     recipe: Recipe | Training = load(path, overrides)
@@ -47,20 +61,21 @@ def opened(path: Path, overrides: Sequence[str], instead: str = "") -> tuple[Rec
         files = "float32" if isinstance(recipe, Training) and not recipe.start else recipe.optimizer.dtype
         params = abstract(config, jnp.dtype(files))
     elif isinstance(recipe, Training) and not recipe.start:
-        return recipe, shape_of(recipe), {}  # new parameters
+        config = shape_of(recipe)
+        return Opened(recipe, config, config, {})  # new parameters
     else:
         config, params = open_hf(recipe.teacher.path if isinstance(recipe, Recipe) else recipe.start)
-    return recipe, config, {} if isinstance(recipe, Recipe) and recipe.parent else narrow_of(params)
+    if not isinstance(recipe, Recipe) or not recipe.parent or instead:
+        return Opened(recipe, config, config, narrow_of(params))
+    parent = Path(recipe.parent)
+    return Opened(recipe, config, config_of(parent, cut_record(parent)), narrow_of_stage(parent))
 
 
-def planned(
-    recipe: Recipe | Training, config: LMMConfig, load: Load, chip: str, say: Callable[[str], None]
-) -> Iterator[Phase]:
+def planned(made: Opened, load: Load, chip: str, say: Callable[[str], None]) -> Iterator[Phase]:
     """Plans the phases of a run.
 
     Args:
-        recipe: the recipe.
-        config: config of its initial model.
+        made: result of `opened`.
         load: devices and rows.
         chip: chip with the memory that the phases must fit into; "" for any.
         say: called with a line for each phase.
@@ -71,7 +86,7 @@ def planned(
     Raises:
         AntgmmError: a phase does not fit; the message names what does.
     """
-    for phase in phases(recipe, config, load):
+    for phase in phases(made.recipe, made.config, load, made.start):
         say(f"plan: {phase.name}: {phase.total / 1e9:.3g} GB on each device")
         yield phase
         if chip and phase.total > CHIPS[chip].memory:

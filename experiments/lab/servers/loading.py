@@ -94,4 +94,7 @@ def _command(directory: Path, load: Load, port: int) -> list[str]:
     options = ["--model", str(directory), "--served-model-name", "student", "--dtype", "float32", "--enforce-eager"]
     memory = ["--gpu-memory-utilization", str(MEMORY)]
     greedy = ["--generation-config", "vllm"]  # no penalties from generation_config.json; end tokens are still read
-    return [str(load.vllm), "-m", "vllm.entrypoints.openai.api_server", *options, *memory, *greedy, *length, *place]
+    # Questions are sent in turn, so each comes again: a cache would answer what users' new pictures need computed.
+    uncached = ["--no-enable-prefix-caching", "--mm-processor-cache-gb", "0"]
+    server = [str(load.vllm), "-m", "vllm.entrypoints.openai.api_server"]
+    return [*server, *options, *memory, *greedy, *uncached, *length, *place]

@@ -96,7 +96,9 @@ def run(name: str, folder: Path, out: Path, *, smaller: str, minutes: float) -> 
     rows = place / "rows"
     with bar(f"{name}: rows", task.rows) as update:
         write(task.draw, rows, task.sizes, lambda file, done, _: update(done, file))
-    teacher, student = place / "teacher", place / f"student-{smaller}"
+    # With the minutes, so that a run of another duration is not taken for this one.
+    about = f"{smaller}-{minutes:g}m"
+    teacher, student, scratch = (place / name for name in ("teacher", f"student-{about}", f"scratch-{about}"))
     _train(task, rows, teacher, {"preset": task.preset}, _teacher_phases(task))
     data = ["--data", f"{rows}/train.jsonl", "--test", f"{rows}/test.jsonl"]
     budget = ["--smaller", smaller, "--minutes", f"{minutes:g}"]
@@ -107,6 +109,7 @@ def run(name: str, folder: Path, out: Path, *, smaller: str, minutes: float) -> 
     figures = read_json(out, "remove it and run it again") if out.exists() else {}
     figures[name] = {
         "family": cut.family,
+        "minutes": minutes,
         "parameters": [total_parameters(config) for config in (whole, cut)],
         "sizes": shape["sizes"],
         "steps": [stage.steps for stage in load_recipe(student / "recipe.toml").stages],
@@ -115,7 +118,6 @@ def run(name: str, folder: Path, out: Path, *, smaller: str, minutes: float) -> 
         "chance": _chance(rows),
     }
     _save(figures, out)
-    scratch = place / f"scratch-{smaller}"
     _train(task, rows, scratch, shape, control_phases(student))
     figures[name]["scratch"] = _report(scratch)["scores"]
     _save(figures, out)

@@ -19,17 +19,25 @@ from antgmm_jax.io.convert import open_hf
 from antgmm_jax.io.files import read_json
 from antgmm_jax.io.loading import CONFIG, load_processor
 from data.record import prompt
-from experiments.run.export.completion import positions
+from experiments.run.export.completion import UNBOUNDED, positions
 from experiments.run.export.export_gate import GateResult
 from experiments.run.files import write_text
 from experiments.run.host.console import count
 from experiments.run.markdown import fenced, inline, markdown_table
+from experiments.run.rows.prompts import records_prompt
 from experiments.run.schema import Data, Recipe, Training
 from pruning.costs import parameters
 
 CARD = "README.md"
 QUESTION, TEXT = "what is shown?", "text that belongs to the image"
 """Question and text of the examples."""
+URL = "http://127.0.0.1:8000/v1"
+UNSCORED = "This model has not been scored: `antgmm eval` does it."
+SERVED = (
+    f"The export check computes in float32, which is `--dtype float32` here. `antgmm eval . --data DATA --url {URL}`"
+    " scores the server on your own rows and counts answers equal to those of JAX."
+)
+"""Advice that the card of a quantized copy replaces."""
 _TEMPLATE = Path(__file__).with_name("card.md")
 _LICENCE = re.compile(r"[\w.+-]{1,64}")
 _LONGEST = 1 << 20
@@ -101,25 +109,30 @@ def write_card(
         directory: Hugging Face directory.
         config: config of its model.
         origin: how it was made.
-        template: prompt template.
+        template: prompt template; the card has it if the directory records one, else it asks the bare question.
         title: heading of the card.
         gate: result of the export check; None without one.
         scores: scores by data set.
     """
     source = open_hf(origin.source)[0] if origin.source else None
     name = inline(str(hub.parse(origin.source) or title_of(Path(origin.source)))) if origin.source else ""
+    recorded, most = records_prompt(directory), positions(directory)
     facts = {
         "title": inline(title),
         "origin": origin,
         "source": name,
         "parameters": _sizes(config, source, name),
         "axes": _axes(config, source, name),
+        "recorded": recorded,
         "template": fenced(template),
         "gate": gate,
         "scores": [(score, _score(score)) for score in scores],
+        "unscored": UNSCORED,
         "vllm": family(config).vllm(config),
-        "positions": positions(directory),
-        **_example(directory, config, template),
+        "served": SERVED,
+        "positions": most,
+        "length": min(UNBOUNDED, most),  # a server takes memory for the whole length
+        **_example(directory, config, template if recorded else "{question}"),
     }
     card = ModelCard.from_template(_front_matter(directory, origin), str(_TEMPLATE), **facts)
     place, text = directory / CARD, str(card)
@@ -200,12 +213,13 @@ def _axes(config: LMMConfig, source: LMMConfig | None, name: str) -> str:
 
 
 def _score(score: Score) -> str:
-    """Exact match by question type, of the model and of its teacher."""
+    """Exact match by question type, and ROUGE-L of all answers, of the model and of its teacher."""
     models = [score.model, *([score.teacher] if score.teacher else [])]
     rows = [("mean over types", *(f"{one['exact_match']:.3f}" for one in models))]
     for kind in score.model["by_type"]:
         shown = inline(kind) or "-"
         rows.append((shown, *(f"{one['by_type'].get(kind, math.nan):.3f}" for one in models)))
+    rows.append(("ROUGE-L of all", *(f"{one['rouge_l']:.3f}" for one in models)))
     return markdown_table(["question type", "this model", "teacher"][: 1 + len(models)], rows)
 
 

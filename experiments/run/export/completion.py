@@ -92,11 +92,11 @@ def _write_generation(directory: Path, config: LMMConfig, encoder: Encoder | Non
 
 
 def _correct_text_config(directory: Path, eos: int | list[int], pad: int) -> None:
-    """Writes the end token into `text_config` if that names another one; some models read it there alone."""
+    """Writes the end tokens into `text_config` if that names others than the first; some models read it there alone."""
     fields = read_json(directory / CONFIG)
     text = fields.get("text_config") or {}
     named = text.get("eos_token_id")
-    if named is not None and not {*as_tuple(named)} & {*as_tuple(eos)}:
+    if named is not None and as_tuple(eos)[0] not in as_tuple(named):
         tokens = {"eos_token_id": eos, "pad_token_id": pad}
         write_json(directory / CONFIG, {**fields, "text_config": {**text, **tokens}})
 

@@ -90,6 +90,7 @@ def check(
     max_new_tokens: int,
     eos: int | list[int],
     pad: int,
+    progress: Callable[[int], None] = lambda rows: None,
 ) -> GateResult:
     """Compares exported files in PyTorch with the student in JAX, each on its accelerator if it has one.
 
@@ -102,6 +103,7 @@ def check(
         max_new_tokens: length of the greedy answers.
         eos: token or tokens that end an answer.
         pad: token after the end of an answer.
+        progress: called with the number of rows that are compared.
 
     Returns:
         Result of the comparison.
@@ -112,6 +114,7 @@ def check(
     params = on_devices(config, params, "float32")
     for batch in batches:
         rows += _compared(model, config, params, batch, {"max_new_tokens": max_new_tokens, "eos": eos, "pad": pad})
+        progress(len(rows))
     diff, gap, scale = (float(np.max([getattr(row, name) for row in rows])) for name in ("diff", "gap", "largest"))
     bound, rounding = TOLERANCE * max(1.0, scale), 0.0
     if not (diff <= bound and gap <= 2 * bound):  # also for NaN

@@ -8,12 +8,14 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.io.books import read_book, write_book
 from antgmm_jax.io.folders import checksums, verify
 from antgmm_jax.parallel import sharding
+from antgmm_jax.parallel.memory import device_memory
 from antgmm_jax.parallel.processes import from_first_process, run_on_first
-from experiments.run.batch_size import device_memory, rows_that_fit
+from experiments.run.batch_size import rows_that_fit
 from experiments.run.export.card import CARD, origin_of
 from experiments.run.export.publishing import Questions, publish
 from experiments.run.export.served_prompt import CHECKED, conversations
 from experiments.run.folder import REPORT, RunFolder
+from experiments.run.progress.forecast import GATE_PROMPTS
 from experiments.run.rows.prompts import prompt_of
 from experiments.run.rows.samples import Samples
 from experiments.run.schema import Recipe, Training
@@ -21,8 +23,6 @@ from experiments.run.start import Origin
 from experiments.run.student import Student, whole
 from experiments.run.training import save_processor
 from pruning.costs import total_parameters
-
-GATE_PROMPTS = 320
 
 
 def exported(recipe: Recipe | Training, folder: RunFolder, origin: Origin, student: Student, test: Samples) -> Student:
@@ -48,7 +48,7 @@ def exported(recipe: Recipe | Training, folder: RunFolder, origin: Origin, stude
     run_on_first(lambda: forget(folder))
     like = Path(recipe.start or folder.path / "processor")
     if not recipe.start:
-        run_on_first(lambda: save_processor(origin.processor, like))
+        run_on_first(lambda: save_processor(origin.processor, like, student.config))
     result = publish(
         student.config,
         student.weights(),
@@ -82,14 +82,15 @@ def forget(folder: RunFolder) -> None:
 
 def _questions(recipe: Recipe | Training, config: LMMConfig, test: Samples) -> Questions:
     """Questions for the export gate: the first test records, in batches for one device."""
-    lengths, longest, batches = test.lengths, recipe.evaluate.max_new_tokens, []
-    lengths["answer"] = max(lengths["answer"], longest)
+    longest = recipe.evaluate.max_new_tokens
     # The parameters in the dtype of the files stay beside those in float32.
     beside = 0 if recipe.export.dtype == "float32" else 2 * total_parameters(config)
+
+    def fits(*, answer: int, **lengths: int) -> int:
+        lengths |= {"answer": max(answer, longest), "generated": longest}
+        return rows_that_fit(config, 64, **lengths, dtype="float32", memory=device_memory() - beside)
+
     with sharding.without_mesh():
-        size = rows_that_fit(config, min(64, len(test)), **lengths, dtype="float32", memory=device_memory() - beside)
-        for batch in test.in_order(size, prompts=True):
-            batches.append({**batch, "id": np.array(test.names(batch["index"]))})
-            if sum(len(b["index"]) for b in batches) >= min(GATE_PROMPTS, len(test)):
-                break
+        questions = [*test.questions(fits, GATE_PROMPTS)]
+    batches = [{**batch, "id": np.array(test.names(batch["index"]))} for batch in questions]
     return Questions(batches, longest, *test.end_tokens, conversations(test, CHECKED))

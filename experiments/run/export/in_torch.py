@@ -1,6 +1,5 @@
 """Exported files in stock `transformers`: loading, logits and greedy answers."""
 
-import inspect
 import os
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -18,8 +17,10 @@ from antgmm_jax.io.loading import hf_config
 from experiments.run.host.console import say
 
 Result = TypeVar("Result")
-ROOM = 2
-"""A GPU needs this many times the bytes of a model to run it; else PyTorch runs on the CPU."""
+ROOM, WORKSPACE = 2, 1 << 30
+"""A GPU needs this many times the bytes of a model, and bytes for its libraries; else PyTorch runs on the CPU."""
+CROWDED = ("out of memory", "ALLOC_FAILED", "NOT_INITIALIZED")
+"""What CUDA's libraries say if they have no memory; PyTorch raises a RuntimeError then."""
 
 
 def torch_device(nbytes: int) -> str:
@@ -30,7 +31,8 @@ def torch_device(nbytes: int) -> str:
     """
     import torch
 
-    return "cuda" if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > ROOM * nbytes else "cpu"
+    needed = ROOM * nbytes + WORKSPACE
+    return "cuda" if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > needed else "cpu"
 
 
 def torch_model(directory: str | os.PathLike):
@@ -124,8 +126,8 @@ def on_cpu_if_crowded(call: Callable[..., Result]) -> Callable[..., Result]:
 
         try:
             return call(model, *arguments, **options)
-        except torch.OutOfMemoryError:
-            if model.device.type == "cpu":
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            if model.device.type == "cpu" or not any(words in str(error) for words in CROWDED):
                 raise
         say("PyTorch continues on the CPU: the GPU has no room for it beside JAX")
         model.to("cpu")
@@ -152,15 +154,18 @@ def torch_logits(model, inputs: Mapping[str, np.ndarray], batch: Mapping[str, np
     tensors = {
         name: x.to(model.dtype) if x.is_floating_point() else x for name, x in torch_tensors(model, inputs).items()
     }
-    # Logits at all positions of an image's prompt are much larger than those of the answers.
-    positions = batch["positions"]
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        kept = np.unique(positions)
-        tensors["logits_to_keep"], positions = torch.from_numpy(kept), np.searchsorted(kept, positions)
-    with torch.no_grad():
-        logits = model(**tensors).logits.cpu().numpy()
-    at = np.take_along_axis(logits, positions[:, :, None], axis=1)
-    return np.where(batch["targets"][:, :, None] == -100, 0.0, at)
+    at = torch.from_numpy(np.array(batch["positions"])).long().to(model.device)[:, :, None]
+    # Logits at all positions of an image's prompt are much larger than those of the answers, and `logits_to_keep` of
+    # some versions keeps the positions of all rows for each of them.
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda head, states: torch.take_along_dim(states[0], at, dim=1)
+    )
+    try:
+        with torch.no_grad():
+            logits = model(**tensors).logits.cpu().numpy()
+    finally:
+        hook.remove()
+    return np.where(batch["targets"][:, :, None] == -100, 0.0, logits)
 
 
 def split(batch: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -177,8 +182,7 @@ def torch_tensors(model, arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Converts a batch to PyTorch tensors: images in the family's format, ids and masks as int64."""
     import torch
 
-    has_images = "images" in arrays and np.any(arrays["images"]["valid"])
-    pixels = torch_images(arrays, model.config) if has_images else {}
+    pixels = torch_images(arrays, model.config) if "images" in arrays else {}
     rest = {name: array for name, array in arrays.items() if name != "images"}
     # Copies, because PyTorch warns about read-only arrays such as JAX's.
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in {**pixels, **rest}.items()}
@@ -186,9 +190,8 @@ def torch_tensors(model, arrays: Mapping[str, Any]) -> dict[str, Any]:
     return {name: t.to(model.device) for name, t in tensors.items()}
 
 
-@on_cpu_if_crowded
-def torch_answers(model, prompt: Mapping[str, np.ndarray], max_new_tokens: int, pad: int, **options) -> np.ndarray:
-    """Generates greedy answers with PyTorch.
+def greedy_answers(model, prompt: Mapping[str, np.ndarray], max_new_tokens: int, pad: int, **options) -> np.ndarray:
+    """Generates greedy answers with PyTorch, on the device of the model.
 
     Args:
         model: from `torch_model`.
@@ -208,6 +211,10 @@ def torch_answers(model, prompt: Mapping[str, np.ndarray], max_new_tokens: int, 
     start = 1 if model.config.get_text_config().is_encoder_decoder else prompt["input_ids"].shape[1]
     ids = ids[:, start:]
     return np.pad(ids, ((0, 0), (0, max_new_tokens - ids.shape[1])), constant_values=pad)
+
+
+torch_answers = on_cpu_if_crowded(greedy_answers)
+"""`greedy_answers`, on the CPU if a GPU has no room for them beside JAX."""
 
 
 @on_cpu_if_crowded

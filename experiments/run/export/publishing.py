@@ -23,7 +23,7 @@ from experiments.run.export.card import CARD, Origin, title_of, write_card
 from experiments.run.export.completion import complete
 from experiments.run.export.export_gate import GateResult
 from experiments.run.export.served_prompt import Conversation, first_difference
-from experiments.run.host.console import say, working
+from experiments.run.host.console import bar, say
 from experiments.run.rows.prompts import note_prompt
 
 
@@ -163,10 +163,10 @@ def _of_an_export(name: str) -> bool:
 
 
 def _checked(config: LMMConfig, params: Any, written: Path, directory: Path, questions: Questions) -> GateResult:
-    with working("export gate: comparing PyTorch with JAX"):
-        settings = questions._asdict()
+    settings, rows = questions._asdict(), sum(len(batch["index"]) for batch in questions.batches)
+    with bar("export gate: comparing PyTorch with JAX", rows) as update:
         other = first_difference(written, settings.pop("conversations"))
-        result = export_gate.check(written, config, params, **settings)
+        result = export_gate.check(written, config, params, **settings, progress=lambda done: update(done, ""))
     if other or not result.passed:
         raise AntgmmError(f"{directory} was not written: the export gate failed: {other or result.where}")
     equal = f"{result.answers_equal:.0%} of answers equal"

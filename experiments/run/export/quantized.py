@@ -10,10 +10,11 @@ import numpy as np
 
 from antgmm_jax.extras import require
 from antgmm_jax.io.convert import open_hf
+from antgmm_jax.io.hub import upload_command
 from antgmm_jax.io.loading import load_processor
-from antgmm_jax.parallel.processes import run_on_first
+from antgmm_jax.parallel.processes import is_first, run_on_first
 from data.encoding import decode
-from experiments.run.export.card import CARD
+from experiments.run.export.card import CARD, SERVED, UNSCORED, URL
 from experiments.run.export.in_torch import split, stop_at, torch_answers, torch_model
 from experiments.run.export.publishing import fresh_alone
 from experiments.run.export.schemes import Scheme
@@ -81,6 +82,20 @@ def quantize_export(recipe: Recipe, export: Path, scheme: Scheme) -> None:
     run_on_first(publish)
 
 
+def advise_upload(export: Path, scheme: Scheme, name: str) -> None:
+    """Says how to upload the quantized copy of an export, which `--push` does not.
+
+    Args:
+        export: Hugging Face directory.
+        scheme: the numbers.
+        name: value of `--push`; "" for no upload, of which nothing is said.
+    """
+    if name and is_first():
+        copy = scheme.beside(export)
+        command = upload_command(copy, f"{name}-{scheme.value}")
+        say(f"note: --push uploads {export} alone; the quantized copy is uploaded by `{command}`")
+
+
 def publish_quantized(export: Path, scheme: Scheme, samples: Samples, max_new_tokens: int) -> Loss:
     """Writes a quantized copy beside an export, atomically, and scores both in PyTorch, also on the model's card.
 
@@ -107,7 +122,7 @@ def publish_quantized(export: Path, scheme: Scheme, samples: Samples, max_new_to
         sizes = (sum(file.stat().st_size for file in one.glob("*.safetensors")) for one in (export, hidden))
         loss = Loss(scheme.value, old["exact_match"], new["exact_match"], equal, len(before), *sizes)
         if (card := hidden / CARD).exists():
-            card.write_text(card.read_text("utf-8") + _CARD.format(**loss._asdict(), lost=-loss.points), "utf-8")
+            card.write_text(_card(card.read_text("utf-8"), loss), "utf-8")
     say(
         f"{out}: {loss.bytes_after / 1e6:.1f} MB (before {loss.bytes_before / 1e6:.1f}), exact match {loss.after:.3f}"
         f" ({loss.before:.3f}, {loss.points:.1f} points lost) on {loss.count} questions, {equal} answers equal"
@@ -116,6 +131,17 @@ def publish_quantized(export: Path, scheme: Scheme, samples: Samples, max_new_to
         widths = ", ".join(map(str, without_kernel))
         say(f"note: vLLM has no kernel for {scheme.value} with {widths} inputs: choose multiples of 32, or w8a8")
     return loss
+
+
+def _card(text: str, loss: Loss) -> str:
+    """The card of a quantized copy, from that of the export: other advice, and what quantization changes."""
+    served = (
+        f"On a CPU, vLLM runs this copy with `--dtype {Scheme(loss.scheme).cpu_dtype}`. `antgmm eval --data DATA --url"
+        f" {URL}` scores the server on your own rows, with the prompt of training as `--prompt`; it does not read this"
+        " folder itself."
+    )
+    text = text.replace(UNSCORED, "The scores of this copy are at the end.").replace(SERVED, served)
+    return text + _CARD.format(**loss._asdict(), lost=-loss.points)
 
 
 def _scored(directory: Path, samples: Samples, max_new_tokens: int) -> tuple[Mapping[str, Any], list[str]]:
@@ -127,7 +153,7 @@ def _scored(directory: Path, samples: Samples, max_new_tokens: int) -> tuple[Map
         for batch in samples.in_order(min(_BATCH, len(samples)), prompts=True):
             tokens[batch["index"]] = torch_answers(model, split(batch)[1], max_new_tokens, pad)
             update(int(batch["index"].max()) + 1, "")
-    answers = decode(load_processor(directory), tokens)
+    answers = decode(load_processor(directory), tokens, samples.encoder.opening)
     return metrics(samples.records, answers), answers
 
 

@@ -42,6 +42,10 @@ _PRESETS = {"w8a8": "W8A8", "w4a16": "W4A16", "fp8": "FP8_DYNAMIC"}
 _WEIGHT = ".weight"
 
 
+_JOINED = (("q_proj", "qkv_proj"), ("gate_proj", "gate_up_proj"))
+"""Maps that vLLM joins, and the name of the whole: not for every model it finds the parts among those to leave out."""
+
+
 def quantize(directory: Path, out: Path, scheme: str) -> list[int]:
     """Writes a quantized copy of an export; the other files of the folder are copied.
 
@@ -69,6 +73,9 @@ def quantize(directory: Path, out: Path, scheme: str) -> list[int]:
     ignored = [
         *_outside(directory, len(matrices)),
         *(name.removesuffix(_WEIGHT) for name in sorted({*shapes} - matrices)),
+    ]
+    ignored += [
+        f"{name.removesuffix(part)}{whole}" for name in ignored for part, whole in _JOINED if name.endswith(part)
     ]
     with _quiet(), one_line(lambda: f"{out} cannot be written", "free disk space or choose another folder"):
         convert_checkpoint(directory, out, _Quantizer(chosen, matrices, [*dict.fromkeys(ignored)]), device="cpu")

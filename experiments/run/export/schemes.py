@@ -19,6 +19,11 @@ class Scheme(StrEnum):
         """Number of which the sizes of a student should be multiples for this scheme; 0 if any will do."""
         return GROUPS[-1] if self is Scheme.W4A16 else 0
 
+    @property
+    def cpu_dtype(self) -> str:
+        """Dtype with which vLLM runs it on a CPU: its kernels for four bits have no float32."""
+        return "bfloat16" if self is Scheme.W4A16 else "float32"
+
     def beside(self, export: Path) -> Path:
         """Returns the folder of the quantized copy of an export."""
         return export.with_name(f"{export.name}-{self.value}")

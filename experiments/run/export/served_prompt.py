@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 from transformers import ProcessorMixin
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.common.words import Messages, starts_itself, templated, user_turn
 from antgmm_jax.io.files import read_json
-from antgmm_jax.io.loading import load_processor, stock_processor
+from antgmm_jax.io.loading import load_processor, stock_processor, template_warning
 from data.encoding import Encoder
 from data.limits import BadRow
 from data.record import Record
@@ -28,11 +29,13 @@ class Conversation(NamedTuple):
 
     Attributes:
         messages: its turns, up to the answer.
+        text: the same, rendered as in training.
         images: uint8 [H, W, 3] each.
         ids: its token ids in training, int32 [T].
     """
 
     messages: Messages
+    text: str
     images: Sequence[np.ndarray]
     ids: np.ndarray
 
@@ -45,8 +48,8 @@ def question_about_a_picture(directory: Path, config: LMMConfig) -> dict[str, An
         config: its config.
 
     Returns:
-        `template`, whether the processor has a chat template; `text`, the question as rendered; and `tokens`, the
-        number of its tokens.
+        `template`, whether the processor has a chat template; `text`, the question as rendered; `tokens`, the number of
+        its tokens; and `warning`, that of `template_warning`.
 
     Raises:
         AntgmmError: the directory has no processor, or its chat template holds no picture or no answer.
@@ -59,7 +62,8 @@ def question_about_a_picture(directory: Path, config: LMMConfig) -> dict[str, An
     except (AntgmmError, BadRow) as error:
         raise AntgmmError(f"{directory} cannot read a question about a picture: {error}") from error
     text = encoder.inputs.chat(user_turn("question", 1))
-    return {"template": bool(processor.chat_template), "text": text, "tokens": len(row["prompt"])}
+    about = {"template": bool(processor.chat_template), "text": text, "tokens": len(row["prompt"])}
+    return {**about, "warning": template_warning(processor)}
 
 
 def conversations(samples: Samples, count: int) -> list[Conversation]:
@@ -73,9 +77,12 @@ def conversations(samples: Samples, count: int) -> list[Conversation]:
         At most `count` conversations.
     """
     rows = range(min(count, len(samples)))
-    records = [samples.records[row] for row in rows]
-    ids = [samples.rows.tokens(row)["prompt"] for row in rows]
-    return [Conversation(samples.encoder.messages(r), r.images, i) for r, i in zip(records, ids, strict=True)]
+    encoder, made = samples.encoder, []
+    for row in rows:
+        record = samples.records[row]
+        messages, ids = encoder.messages(record), samples.rows.tokens(row)["prompt"]
+        made.append(Conversation(messages, encoder.inputs.chat(messages), record.images, ids))
+    return made
 
 
 def write_template(directory: Path) -> None:
@@ -114,30 +121,46 @@ def _adds_start(processor: Any) -> bool:
 def first_difference(directory: Path, conversations: Sequence[Conversation]) -> str:
     """Compares token ids as served with those of training.
 
+    Without a chat template, servers and readers of the model card give the processor the text of training. There,
+    conversations with several images are not compared: some processors then write the tokens of a single one.
+
     Args:
         directory: exported checkpoint.
         conversations: conversations with their token ids in training.
 
     Returns:
-        Description of the first difference; "" if there is none, or if the model has no chat template.
+        Description of the first difference; "" if there is none.
     """
-    if not conversations or not load_processor(directory).chat_template:
+    if not conversations:
         return ""
-    processor = stock_processor(directory)
-    for number, (messages, images, ids) in enumerate(conversations):
-        served = served_ids(processor, messages, images)
+    chat, processor = bool(load_processor(directory).chat_template), stock_processor(directory)
+    for number, (messages, text, images, ids) in enumerate(conversations):
+        if not chat and len(images) > 1:
+            continue
+        served = served_ids(processor, messages, images) if chat else read_ids(processor, text, images)
         if not np.array_equal(served, ids):
             length = min(len(served), len(ids))
             at = next((i for i in range(length) if served[i] != ids[i]), length)
             return (
                 f"conversation {number}: a server reads the token ids {served[at : at + 4].tolist()} at position {at},"
-                f" training read {ids[at : at + 4].tolist()}: correct the teacher's {TEMPLATE}"
+                f" training read {ids[at : at + 4].tolist()}: correct the teacher's"
+                f" {TEMPLATE if chat else 'tokenizer files'}"
             )
     return ""
 
 
 def served_ids(processor: ProcessorMixin, messages: Messages, images: Sequence[np.ndarray]) -> np.ndarray:
     """Returns a server's token ids of a conversation, int32 [T]: like vLLM, it adds no special tokens."""
-    options: dict[str, Any] = {"add_special_tokens": False, **({"images": [[*images]]} if images else {})}
+    options: dict[str, Any] = {"add_special_tokens": False, **_pictures(images)}
     out = processor(text=[templated(processor, messages)], **options)
     return np.asarray(out["input_ids"][0], np.int32)
+
+
+def read_ids(processor: ProcessorMixin, text: str, images: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns the token ids of a text that the processor reads as it is, int32 [T]."""
+    return np.asarray(processor(text=[text], **_pictures(images))["input_ids"][0], np.int32)
+
+
+def _pictures(images: Sequence[np.ndarray]) -> dict[str, Any]:
+    # Of an array with few rows, the processor would take the rows for colours.
+    return {"images": [[Image.fromarray(image) for image in images]]} if images else {}

@@ -180,6 +180,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -
 
 def count(number: float) -> str:
     """Formats a number with three significant digits and a prefix such as M."""
+    number = float(f"{number:.3g}")  # before the choice of the prefix: 999 500 is 1 M
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
             return f"{number / size:.3g} {unit}"

@@ -11,10 +11,13 @@ import jax
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.parallel import preemption, sharding
 from antgmm_jax.parallel.processes import barrier, is_first
+from experiments.run.host.accelerators import unused_gpu
 from experiments.run.host.console import CONSOLE, say
 
 MOST_SIMULATED = 512
 """CPU devices of a process: a hundred thousand take gigabytes, and do not start within a minute."""
+_ALL_STARTED = 1800
+"""Seconds in which all processes of a run must have started."""
 _SIZE = re.compile(r"\s*[0-9]{1,6}\s*")
 AUTO = "auto"
 END = "end of the command"
@@ -47,7 +50,11 @@ def devices(mesh: str, coordinator: str, processes: int, process: int) -> Iterat
     if coordinator:
         _join(coordinator, processes, process)
         CONSOLE.quiet = not is_first()
+    if unused_gpu():
+        say("warning: JAX does not use the GPU of this machine: pip install 'jax[cuda13]', or ask jax.devices()")
     with preemption.watched(say, distributed=bool(coordinator)), _on_mesh(sizes):
+        # The first collective connects the GPUs, with a limit of minutes: before the first process copies files.
+        barrier("start")
         try:
             yield
         except preemption.Preempted:
@@ -85,9 +92,9 @@ def simulate(count: int) -> None:
 def _join(coordinator: str, processes: int, process: int) -> None:
     try:
         if coordinator == AUTO:
-            jax.distributed.initialize()
+            jax.distributed.initialize(initialization_timeout=_ALL_STARTED)
         else:
-            jax.distributed.initialize(coordinator, processes, process)
+            jax.distributed.initialize(coordinator, processes, process, initialization_timeout=_ALL_STARTED)
     except (ValueError, RuntimeError) as error:
         raise AntgmmError(f"--coordinator {coordinator}: {str(error).splitlines()[0]}") from error
 

@@ -1,12 +1,13 @@
 """Training FLOPs of the stages of a run, from its recipe and model config."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
 import pruning
-from antgmm_jax.config import IMAGE_SIDE, LMMConfig
+from antgmm_jax.config import IMAGE_SIDE, LMMConfig, on_image_side
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import complete
 from antgmm_jax.pure import abstract
 from distill.adapters import shapes_with_adapters
 from distill.optimizer import muon_flops
@@ -14,6 +15,7 @@ from distill.trainable import trainable
 from experiments.run.cuts import planned, reads_features, segment_targets
 from experiments.run.features import views
 from experiments.run.schema import Recipe, Stage, Training, Work
+from experiments.run.schema.stage import UNREAD
 
 
 def pass_flops(config: LMMConfig, rows: int, *, length: int, answer: int, slots: float | None = None) -> dict[str, int]:
@@ -93,6 +95,8 @@ class StageFlops(NamedTuple):
         after: model config after the stage.
         features: FLOPs of computing cached image features; 0 if the stage uses none, or those of an earlier stage.
         steps: FLOPs of its train steps.
+        pictures: whether its steps read pictures, for the student or an online teacher.
+        importance: FLOPs of the importance scores for its cuts.
     """
 
     work: Work
@@ -100,6 +104,8 @@ class StageFlops(NamedTuple):
     after: LMMConfig
     features: int
     steps: int
+    pictures: bool
+    importance: int
 
 
 def stage_flops(
@@ -124,9 +130,12 @@ def stage_flops(
         frozen = work.objective == "answers" and reads_features(config, stage, segments[-1])
         features = frozen and recipe.features == "disk"
         computed = views(stage.shift) * rows if features and kept != stage.shift else 0
-        kept, total, current = (stage.shift if features else None), 0, config
+        kept, total, scores, current = (stage.shift if features else None), 0, 0, config
         for targets in segments:
             smaller = planned(current, stage, targets)
+            if isinstance(recipe, Recipe):
+                scored = recipe.calibration_batches * stage.optimizer.batch_size
+                scores += importance_flops(current, stage, targets, scored, length=length, answer=answer, slots=slots)
             for steps, model in ((stage.mask_steps, current), (stage.recover_steps, smaller)):
                 if work.objective == "facts":
                     each = 3 * image_flops(model, stage.optimizer.batch_size, slots)
@@ -138,8 +147,32 @@ def stage_flops(
                 total += steps * each
             current = smaller
         image = image_flops(config, computed, slots) if computed else 0
-        yield StageFlops(work, config, current, image, total)
+        taught = tables is not None and tables.mode == "online" and stage.loss.reads_teacher
+        yield StageFlops(work, config, current, image, total, taught or not features, scores)
         config = current
+
+
+def importance_flops(
+    config: LMMConfig, stage: Stage, targets: Mapping[str, int], rows: int, **lengths: float | None
+) -> int:
+    """Returns the FLOPs of the importance scores for a cut: a pass over the rows for each method that reads some.
+
+    Args:
+        config: model config before the cut.
+        stage: the stage.
+        targets: axis -> size after the cut.
+        rows: number of rows.
+        lengths: `length`, `answer` and `slots`, as in `pass_flops`.
+    """
+    axes: dict[str, set[str]] = {}
+    for axis in complete(config, targets):
+        axes.setdefault(stage.method(axis), set()).add(axis)
+    flops, total = pass_flops(config, rows, **lengths), 0  # type: ignore[arg-type]
+    image, whole = sum(flops[tower] for tower in IMAGE_SIDE), sum(flops.values())
+    for method in {*axes} - UNREAD:
+        forward = image if all(map(on_image_side, axes[method])) else whole
+        total += 3 * whole if method == "taylor" else forward
+    return total
 
 
 def image_flops(config: LMMConfig, rows: int, slots: float | None = None) -> int:

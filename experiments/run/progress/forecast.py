@@ -16,10 +16,13 @@ import numpy as np
 import pruning
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import IMAGE_SIDE, LMMConfig
+from antgmm_jax.parallel import sharding
 from data.encoding import Encoder
 from data.limits import BadRow
-from data.source import Source
-from data.store import open_if_encoded
+from data.making import in_threads
+from data.record import Arrays
+from data.source import Source, evenly
+from data.store import MOST_BYTES, THREADS, open_if_encoded
 from experiments.run.cuts import weighs_tokens
 from experiments.run.host.console import clock, count, say
 from experiments.run.progress.flops import StageFlops, pass_flops, stage_flops, update_flops
@@ -29,9 +32,16 @@ from pruning.costs import total_parameters
 SHARE = 0.5
 """Rate of train steps and forward passes relative to that of a matrix product."""
 CALL, COMPILE, CLOSE = 3e-3, 5.0, 40.0
-"""Seconds in addition to FLOPs: per batch, per compiled program, and for export gate and latency together."""
+"""Seconds in addition to FLOPs: per batch, per compiled program, and for the export gate of a small model."""
+GATE_PROMPTS = 320
+"""Prompts of the export gate, in JAX and in PyTorch; fewer if there are fewer test records."""
+TIMED = 100
+"""Requests of a model while its latency and energy are measured, in JAX and PyTorch."""
 BATCH, SCORES, TARGETS, REPORT = 64, "scores after ", "teacher cache", "report"
-_PROBED, _SIDE = 8, 1024
+_PROBED = 16
+_SIDE, _LARGE = 1024, 8192
+"""Side of the matrices of a measured product, on a CPU and on accelerators: there, a small one takes as long as its
+call."""
 
 
 class Part(NamedTuple):
@@ -43,6 +53,7 @@ class Part(NamedTuple):
         flops: FLOPs of its matrix products.
         batches: number of batches.
         seconds: additional seconds.
+        ahead: seconds of reading batches while the device computes.
     """
 
     title: str
@@ -50,6 +61,7 @@ class Part(NamedTuple):
     flops: float = 0.0
     batches: float = 0.0
     seconds: float = COMPILE
+    ahead: float = 0.0
 
 
 class Rows(NamedTuple):
@@ -64,6 +76,7 @@ class Rows(NamedTuple):
         slots: mean number of image slots.
         read: seconds to read and encode a record.
         unread: number of training records that are not encoded yet.
+        decode: seconds to decode the pictures of a record each time it is used; 0 if encoded pictures are kept.
     """
 
     trained: int
@@ -74,32 +87,53 @@ class Rows(NamedTuple):
     slots: float
     read: float
     unread: int
+    decode: float = 0.0
 
 
 def look_at(source: Source, encoder: Encoder) -> dict[str, Any]:
-    """Measures mean lengths of the first records and the time to encode one.
+    """Measures mean lengths and the time to encode a record.
 
     Args:
         source: the records.
         encoder: encoder of the model.
 
     Returns:
-        `prompt`, `answer`, `slots`, `read` and `unread` for `Rows`; empty if all of these records are invalid.
+        `prompt`, `answer`, `slots`, `read`, `unread` and `decode` for `Rows`, from some records all over the source,
+        which may be sorted; the lengths of all if they are encoded. Empty if all of these records are invalid.
     """
-    encoded, times = [], []
     stored = open_if_encoded(source, encoder)
     alone = stored is not None and source.encoded(encoder) is not None  # without pictures that could be encoded
-    for index in range(min(_PROBED, len(source))):
-        begin = time.perf_counter()
+
+    def one(index: int) -> Arrays | None:
         with suppress(BadRow):  # reported when all records are read
-            encoded.append(stored[index] if stored is not None and alone else encoder(source.read(index)))
-        times.append(time.perf_counter() - begin)
-    if not encoded:
+            return stored[index] if stored is not None and alone else encoder(source.read(index))
+
+    if not len(source):
         return {}
-    slots = [next((len(leaf) for leaf in row["images"].values()), 0) for row in encoded]
-    lengths = {name: int(np.ceil(np.mean([len(row[name]) for row in encoded]))) for name in ("prompt", "answer")}
-    unread = len(source) if stored is None else 0
-    return {**lengths, "slots": float(np.mean(slots)), "read": min(times), "unread": unread}
+    first, *others = map(int, evenly(len(source), _PROBED))
+    threads = 1 if source.drawn else THREADS  # as they are encoded
+    begin = time.perf_counter()
+    tried = [one(first)]  # which also loads libraries
+    if others:
+        begin = time.perf_counter()
+        tried += in_threads(one, threads, others)
+    read = (time.perf_counter() - begin) / max(1, len(others))
+    if not (encoded := [row for row in tried if row is not None]):
+        return {}
+    if stored is not None:
+        lengths = {name: getattr(stored.index, name) for name in ("prompt", "answer", "slots")}
+    else:
+        lengths = {name: [len(row[name]) for row in encoded] for name in ("prompt", "answer")}
+        lengths["slots"] = [next((len(leaf) for leaf in row["images"].values()), 0) for row in encoded]
+    means = {name: float(np.mean(each)) for name, each in lengths.items()}
+    tokens = {name: int(np.ceil(means[name])) for name in ("prompt", "answer")}
+    if stored is not None:
+        kept, unread = stored.kept, 0
+    else:
+        pixels = sum(leaf.nbytes for row in encoded for leaf in row["images"].values()) / len(encoded)
+        kept, unread = source.drawn or pixels * len(source) <= MOST_BYTES, len(source)
+    # Most of the time of reading a record with pictures is that of decoding them.
+    return {**tokens, "slots": means["slots"], "read": read, "unread": unread, "decode": 0.0 if kept else read}
 
 
 def parts(recipe: Recipe | Training, start: LMMConfig, rows: Rows, teacher: LMMConfig | None = None) -> list[Part]:
@@ -125,11 +159,16 @@ def parts(recipe: Recipe | Training, start: LMMConfig, rows: Rows, teacher: LMMC
         result += _stage(stage, rows)
     after = stages[-1].after
     models = [taught, after] if isinstance(recipe, Recipe) else [after] if recipe.answers else []
-    flops = questions * sum(_answer_flops(model, rows) for model in models)
-    batches = len(models) * questions / BATCH * rows.answer
-    timed = "latency, " if isinstance(recipe, Recipe) and recipe.report.latency else ""
+    requests, timed = 0, ""
+    if isinstance(recipe, Recipe) and recipe.report.latency:
+        requests, timed = TIMED, "latency, "
+    flops = (questions + requests) * sum(_answer_flops(model, rows) for model in models)
+    if models:
+        passed = sum(_forward_flops(after, rows)) + _answer_flops(after, rows)
+        flops += 2 * GATE_PROMPTS * passed
+    batches = len(models) * (questions / BATCH + requests) * rows.answer
     work = f"export, {timed}scores on {questions} questions" if models else "export"
-    return [*result, Part(REPORT, work, flops, batches, CLOSE)]
+    return [*result, Part(REPORT, work, flops, batches, CLOSE + len(models) * questions * rows.decode)]
 
 
 def _cache(recipe: Recipe | Training, teacher: LMMConfig, rows: Rows) -> list[Part]:
@@ -141,7 +180,7 @@ def _cache(recipe: Recipe | Training, teacher: LMMConfig, rows: Rows) -> list[Pa
     image, text = _forward_flops(teacher, rows)
     whole = any(loss.reads_logits or loss.hidden for loss in losses)
     flops = rows.trained * (image + text * whole)
-    return [Part(TARGETS, f"{rows.trained} records", flops, rows.trained / BATCH)]
+    return [Part(TARGETS, f"{rows.trained} records", flops, rows.trained / BATCH, COMPILE + rows.trained * rows.decode)]
 
 
 def _weighing(recipe: Recipe, stage: StageFlops, teacher: LMMConfig, rows: Rows) -> Part:
@@ -149,8 +188,8 @@ def _weighing(recipe: Recipe, stage: StageFlops, teacher: LMMConfig, rows: Rows)
     records = recipe.calibration_batches * stage.work.stage.optimizer.batch_size
     image, text = _forward_flops(teacher, rows)
     # Back through the language model, whose parameters get no gradients.
-    flops, batches = records * (image + 2 * text), records / BATCH
-    return Part(f"image tokens for {stage.work.title}", f"sensitivity on {records} records", flops, batches)
+    flops, batches, spent = records * (image + 2 * text), records / BATCH, COMPILE + records * rows.decode
+    return Part(f"image tokens for {stage.work.title}", f"sensitivity on {records} records", flops, batches, spent)
 
 
 def _stage(stage: StageFlops, rows: Rows) -> list[Part]:
@@ -159,13 +198,17 @@ def _stage(stage: StageFlops, rows: Rows) -> list[Part]:
     cuts = ", ".join(f"{axis} {before[axis]} to {after[axis]}" for axis in table.sizes)
     steps = f"{table.steps} steps of {table.optimizer.batch_size}"
     flops = stage.steps + table.steps * update_flops(stage.after, work)
-    result = [Part(work.title, f"{cuts}; {steps}" if cuts else steps, flops, table.steps, 2 * COMPILE)]
+    ahead = table.steps * table.optimizer.batch_size * rows.decode * stage.pictures
+    result = [Part(work.title, f"{cuts}; {steps}" if cuts else steps, flops, table.steps, 2 * COMPILE, ahead)]
     if stage.features:
-        flops, batches = stage.features, rows.trained / BATCH
-        result.insert(0, Part("image features", f"{rows.trained} records", flops, batches))
+        flops, batches, spent = stage.features, rows.trained / BATCH, COMPILE + rows.trained * rows.decode
+        result.insert(0, Part("image features", f"{rows.trained} records", flops, batches, spent))
+    if stage.importance:
+        result.insert(0, Part(f"importance for {work.title}", cuts, stage.importance))
     if work.scored:
         flops, batches = rows.scored * _answer_flops(stage.after, rows), rows.scored / BATCH * rows.answer
-        result.append(Part(f"{SCORES}{work.title}", f"{rows.scored} questions", flops, batches))
+        spent = COMPILE + rows.scored * rows.decode
+        result.append(Part(f"{SCORES}{work.title}", f"{rows.scored} questions", flops, batches, spent))
     return result
 
 
@@ -187,14 +230,25 @@ def _lengths(rows: Rows) -> dict[str, Any]:
     return {"length": rows.prompt, "answer": rows.answer, "slots": rows.slots}
 
 
-def matmul_rate() -> float:
-    """Measures the FLOP/s of a float32 matrix product, the best of several."""
-    square, product, taken = jnp.ones((_SIDE, _SIDE)), jax.jit(jnp.dot), []
-    for _ in range(6):
-        begin = time.perf_counter()
-        product(square, square).block_until_ready()
-        taken.append(time.perf_counter() - begin)
-    return 2 * _SIDE**3 / min(taken)
+def matmul_rate(dtype: str = "float32", devices: int = 0) -> float:
+    """Measures the FLOP/s of a matrix product, the best of several, and returns those of all devices of the mesh.
+
+    Simulated devices of a CPU share its cores.
+
+    Args:
+        dtype: dtype of the matrices.
+        devices: number of devices; 0 for those of the mesh that is set.
+    """
+    cpu = jax.default_backend() == "cpu"
+    side, devices = (_SIDE, jax.process_count()) if cpu else (_LARGE, devices or sharding.devices())
+    square, product, taken = np.ones((side, side), np.float32), jax.jit(jnp.dot), []
+    with sharding.without_mesh():
+        placed = jnp.asarray(square, dtype)
+        for _ in range(6):
+            begin = time.perf_counter()
+            product(placed, placed).block_until_ready()
+            taken.append(time.perf_counter() - begin)
+    return devices * 2 * side**3 / min(taken)
 
 
 def seconds(part: Part, rate: float) -> float:
@@ -207,7 +261,7 @@ def seconds(part: Part, rate: float) -> float:
     Returns:
         Seconds.
     """
-    return part.seconds + CALL * part.batches + part.flops / (SHARE * rate)
+    return part.seconds + max(CALL * part.batches + part.flops / (SHARE * rate), part.ahead)
 
 
 def announce(
@@ -217,6 +271,7 @@ def announce(
     done: Collection[str] = (),
     *,
     teacher: LMMConfig | None = None,
+    devices: int = 0,
 ) -> dict[str, float]:
     """Prints the parts of a run with estimated durations.
 
@@ -226,6 +281,7 @@ def announce(
         rows: statistics of the data.
         done: titles of complete stages, and of other parts that the run leaves out.
         teacher: config of the teacher, if it is not the initial model.
+        devices: as in `matmul_rate`.
 
     Returns:
         Title of each part -> estimated seconds.
@@ -235,7 +291,7 @@ def announce(
     smaller = f" to about {count(after)}, {before / after:.3g} times fewer" if after < before else ""
     say(f"{count(before)} parameters{smaller}; the parts of the run, with estimated durations:")
     todo = [part for part in parts(recipe, start, rows, teacher) if not part.title.endswith((*done,))]
-    rate = matmul_rate()
+    rate = matmul_rate(recipe.work[0].stage.optimizer.dtype, devices)
     times = [seconds(part, rate) for part in todo]
     for part, each in zip(todo, times, strict=True):
         say(f"  {clock(each):>7}  {part.title}: {part.work}")

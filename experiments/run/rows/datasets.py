@@ -8,10 +8,14 @@ from transformers import ProcessorMixin
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.hub import local
+from antgmm_jax.io.loading import template_warning
+from data.encoding import Encoder
 from data.maad import source
 from data.prepared import PreparedSource
 from data.readers import read_records
 from data.source import Source
+from experiments.run.export.completion import positions
 from experiments.run.host.console import say
 from experiments.run.rows.prompts import prompt_of
 from experiments.run.rows.samples import Samples
@@ -42,6 +46,18 @@ def load_records(data: Data | PreparedData) -> Source:
     options = {"split": data.split, "most": data.samples, "drop_long": data.too_long == "drop"}
     images = data.images if isinstance(data, FileData) else ""
     return read_records(data.kind, Path(data.path), images=images, **options, spread=data.take == "spread")
+
+
+def encoder_of(recipe: Recipe | Training, processor: ProcessorMixin, config: LMMConfig) -> Encoder:
+    """Returns the encoder of a recipe's records, with its limits and prompt.
+
+    Args:
+        recipe: the recipe.
+        processor: processor of the model.
+        config: model config.
+    """
+    limits = {"max_length": recipe.max_length, "max_answer": recipe.max_answer}
+    return Encoder(processor, config, **limits, template=prompt_of(recipe))
 
 
 def load_both(recipe: Recipe | Training) -> Both[Source]:
@@ -82,7 +98,20 @@ def encode_both(
 
     samples = _both(make, (records[0], True), (records[1], False))
     check_apart(*records)
+    for warning in filter(None, (template_warning(processor), _position_warning(recipe, samples))):
+        say(f"warning: {warning}")
     return samples
+
+
+def _position_warning(recipe: Recipe | Training, samples: "Both[Samples]") -> str:
+    """A warning of rows that are longer than the decoder's positions; "" without one, or for a new model."""
+    model = recipe.teacher.path if isinstance(recipe, Recipe) else recipe.start
+    if not model or samples[0].encoder.inputs.encoder_decoder:
+        return ""
+    longest = positions(local(model))
+    count = sum(int((each.needs.text > longest).sum()) for each in samples)
+    rows = f"{count} rows for training and evaluation have more tokens than the {longest} positions of {model}"
+    return f"{rows}: shorten or remove them" if count else ""
 
 
 def check_apart(trained: Source, tests: Source) -> None:

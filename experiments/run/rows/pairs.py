@@ -13,7 +13,7 @@ from antgmm_jax.axes import to_dict
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.io.books import read_book, write_book
 from antgmm_jax.parallel import preemption
-from antgmm_jax.parallel.processes import run_on_first
+from antgmm_jax.parallel.processes import from_first_process, run_on_first
 from antgmm_jax.pure import Params
 from data.record import Record, images_first
 from data.rows import Row
@@ -57,7 +57,7 @@ def with_pairs(
 
     def trains(row: int, reply: str) -> bool:
         """Whether a reply is shorter than the teacher's maximum, as a longer one may be cut, and its row fits."""
-        tokens = len(processor.tokenizer(reply, add_special_tokens=False)["input_ids"])
+        tokens = len(processor.tokenizer(pairs.encoder.opening + reply, add_special_tokens=False)["input_ids"])
         return tokens < longest and (not recipe.pack or pairs.rows.index.prompt[row] + tokens < recipe.pack)
 
     place = folder / key[:16]
@@ -209,7 +209,7 @@ def answered(
         stored = read_book(file) if file.exists() else {}
         return stored["answers"] if stored.get("key") == key else None
 
-    replies = kept()
+    replies = kept() if from_first_process(bool(run_on_first(lambda: kept() is not None))) else None
     if replies is None:
         replies = answers()
         run_on_first(lambda: write_book(file, {"key": key, "answers": replies}))

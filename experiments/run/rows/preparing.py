@@ -7,11 +7,9 @@ from typing import Any
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import open_hf
 from antgmm_jax.io.loading import load_processor
-from data.encoding import Encoder
 from data.prepared import prepare
 from experiments.run.host.console import bar
-from experiments.run.rows.datasets import load_records
-from experiments.run.rows.prompts import prompt_of
+from experiments.run.rows.datasets import encoder_of, load_records
 from experiments.run.schema.recipe import load_any
 
 
@@ -32,8 +30,7 @@ def prepare_rows(path: Path, overrides: Sequence[str], out: Path) -> dict[str, A
     recipe = load_any(path, overrides)
     if not recipe.start:
         raise AntgmmError(f"{path} trains a preset, and its tokenizer is learnt from the rows: set model.path")
-    limits = {"max_length": recipe.max_length, "max_answer": recipe.max_answer}
-    encoder = Encoder(load_processor(recipe.start), open_hf(recipe.start)[0], **limits, template=prompt_of(recipe))
+    encoder = encoder_of(recipe, load_processor(recipe.start), open_hf(recipe.start)[0])
     rows = prepare(load_records(recipe.data), encoder, out, shown=bar)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     return {"records": len(rows), "dropped": rows.dropped, "bytes": size, "fingerprint": rows.index.fingerprint}

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from transformers import ProcessorMixin
 
 from antgmm_jax.config import LMMConfig
@@ -13,7 +13,7 @@ from antgmm_jax.parallel.sharding import local_rows, padded_batch_size
 from data import collate
 from data.batching import Batches, batches, sequential_batches
 from data.encoding import Encoder
-from data.making import ImageOptions, Views, batch, moved
+from data.making import ImageOptions, Views, batch, in_threads, moved
 from data.packing import packed_batches, row_count
 from data.record import PROMPT, Arrays, Record
 from data.source import InMemorySource, Source
@@ -34,7 +34,8 @@ class Samples:
         config: model config.
         max_length: maximum number of prompt tokens, without image tokens.
         max_answer: maximum number of answer tokens.
-        buckets: widths of training batches, in addition to the full width.
+        buckets: widths of training batches, in addition to the full width; without, there is one shape for each group
+            of rows with similar numbers of image slots.
         prompt_buckets: widths of prompts for a model with an encoder, whose `buckets` are for answers.
         pack: tokens per row of packed training batches; 0 for one sample per row.
         prompt: prompt template, see `data.record.prompt`.
@@ -76,7 +77,10 @@ class Samples:
         self.needs, apart = collate.needs(self.rows.index, self._layout.apart), self._layout.apart
         self._whole = collate.widths(self.needs, apart)
         self._buckets = {"buckets": buckets, "prompt_buckets": prompt_buckets}
-        self._cut = collate.widths(self.needs, apart, **self._buckets)
+        # One large picture must not make all batches as large.
+        self._full = collate.Alike.of(self.needs, apart)
+        bucketed = buckets or prompt_buckets
+        self._trained = collate.widths(self.needs, apart, **self._buckets) if bucketed else self._full
         self._prompt_width = collate.bucket(int(self.rows.index.prompt.max()))
         self.pack, self.fingerprint = pack, self.rows.index.fingerprint
         # Decoding image files takes longer than a step of a small model.
@@ -195,7 +199,8 @@ class Samples:
         Args:
             size: rows per batch.
             seed: seed of the order.
-            full: no buckets and no packing: full width, and an order that does not depend on buckets.
+            full: no buckets and no packing: an order that does not depend on buckets, and one shape for each group of
+                rows with similar numbers of image slots.
             features: cached image features of all rows instead of images; each visit uses a random view.
             pictures: also include images, for a teacher that reads them.
             rows: row numbers that an epoch visits (repeated for several visits); None for all once.
@@ -212,7 +217,7 @@ class Samples:
         if self.pack and not full:
             answer = self._whole.answer[-1]
             return packed_batches(self.rows, self.needs, width=self.pack, answer=answer, own=own, seen=seen, **options)
-        widths = self._whole if full else self._cut
+        widths = self._full if full else self._trained
 
         def make(index: np.ndarray, rng: np.random.Generator) -> Arrays:
             shape, choices = widths.holds(self.needs.of(index)), seen.choices(rng, index.shape)[own]
@@ -262,16 +267,17 @@ class Samples:
         """
         yield from self._once(np.arange(len(self)), size, self._whole, self._prompt_width if prompts else 0)
 
-    def questions(self, fits: Fits) -> Iterator[Arrays]:
+    def questions(self, fits: Fits, first: int = 0) -> Iterator[Arrays]:
         """Iterates over all rows once, in order of the last answer's length, with the prompts alone under `prompt/`.
 
         Args:
             fits: rows per batch of a group of rows; there are several groups if pictures differ much in size.
+            first: only so many rows, the first ones, in batches that are as large as these need; 0 for all.
 
         Yields:
             Training batches as in `in_order`, of one shape for each group.
         """
-        for rows, widths in self._alike():
+        for rows, widths in self._alike(first):
             prompt = (
                 self._prompt_width
                 if len(rows) == len(self)
@@ -296,9 +302,10 @@ class Samples:
             order = rows[np.argsort(lengths[rows], kind="stable")]
             yield from self._once(order, _rows_of(fits, rows, whole), cut._replace(text=whole.text) if apart else cut)
 
-    def _alike(self) -> Iterator[tuple[np.ndarray, collate.Widths]]:
+    def _alike(self, first: int = 0) -> Iterator[tuple[np.ndarray, collate.Widths]]:
         """Groups of rows with similar numbers of image slots, and the shape of a batch that holds any of them."""
-        for rows in self.needs.alike():
+        needs = self.needs.at(np.arange(min(first, len(self)))) if first else self.needs
+        for rows in needs.alike():
             yield rows, collate.widths(self.needs.at(rows), self._layout.apart)
 
     def alone(self, row: int) -> Arrays:
@@ -315,16 +322,17 @@ class Samples:
         own = local_rows(size)
         for index in sequential_batches(order, size):
             shape = widths.holds(self.needs.of(index))
-            yield batch(self.rows, index[own], self._layout, shape, prompt=prompt)
+            yield batch(self.rows, index[own], self._layout, shape, prompt=prompt, threads=self._threads)
 
     def pictures(
-        self, fits: Fits, moves: Int[np.ndarray, "V N 2"]
+        self, fits: Fits, moves: Int[np.ndarray, "V N 2"], done: Bool[np.ndarray, " N"]
     ) -> Iterator[tuple[Int[np.ndarray, " B"], list[Arrays]]]:
         """Iterates over the images of all rows once, in groups of rows as in `questions`.
 
         Args:
             fits: as in `questions`.
             moves: vertical and horizontal shift of each row's images in each view.
+            done: rows that are not needed; batches of such rows alone are left out.
 
         Yields:
             Row numbers, of all processes, and `images` [B, M, ...] of each view; under a mesh, those of this process.
@@ -333,7 +341,9 @@ class Samples:
             size, slots = padded_batch_size(_rows_of(fits, rows, widths)), widths.slots[-1]
             own = local_rows(size)
             for index in sequential_batches(rows, size):
-                trees = [self.rows.images(int(row)) for row in index[own]]
+                if done[index].all():
+                    continue
+                trees = in_threads(self.rows.images, self._threads, index[own].tolist())
                 yield (
                     index,
                     [

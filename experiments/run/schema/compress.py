@@ -69,7 +69,8 @@ class Recipe(BaseRecipe):
       teacher: the trained model.
       loss: weights of the loss terms; stages override them.
       stages: the stages, in order.
-      calibration_batches: number of batches for importance scores; always with one sample per row and full width.
+      calibration_batches: number of batches for importance scores; always with one sample per row, without
+        buckets.
       parent: folder of a finished stage of another run to start from; "" for the teacher.
       report: what the report measures.
     """

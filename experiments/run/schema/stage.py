@@ -141,6 +141,11 @@ class Stage(Table):
             raise ValueError("a stage without sizes needs segments = 1, mask_steps = 0 and recover_steps of at least 1")
         if self.cuts and self.adapters:
             raise ValueError("adapters need a stage without sizes: add one after this stage")
+        if inside := [(part, whole) for part in self.frozen for whole in self.adapters if part.startswith(f"{whole}/")]:
+            part, whole = inside[0]
+            raise ValueError(
+                f"adapters of {whole} would train {part}, which is frozen: name the other parts of {whole}"
+            )
         if self.steps and self.optimizer.warmup >= self.steps:
             raise ValueError(f"warmup = {self.optimizer.warmup} is not less than the stage's {self.steps} steps")
         if not self.keeps_moments and (self.segments, self.mask_steps) != (1, 0):

@@ -168,7 +168,8 @@ class BaseRecipe(Table):
       checkpoint_every: steps between step checkpoints.
       buckets: ascending widths of batches, for example [16, 32, 48]: of answers in a model with an encoder, else of
         whole rows including image tokens; longer rows are padded to the full width. A batch contains rows of one
-        bucket, and each bucket is compiled separately. [] pads all rows to the full width.
+        bucket, and each bucket is compiled separately. [] pads rows to the longest one with a similar number of
+        image slots.
       prompt_buckets: ascending widths of prompts (including image tokens) in a model with an encoder; each pair of
         buckets is compiled separately.
       pack: tokens per row (including image tokens) in which to pack several independent samples; `batch_size` then

@@ -1,7 +1,7 @@
 """Evaluation of a model by greedy answers to all questions, and by the loss of the right answers' tokens."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -22,7 +22,9 @@ from data.metrics import TokenLosses, scores
 from data.source import Source
 from distill.chunked import at_positions
 from distill.losses import hard
+from distill.teacher import model_inputs
 from experiments.run.batch_size import rows_that_fit
+from experiments.run.host.console import say
 from experiments.run.rows.samples import Samples
 
 
@@ -37,7 +39,7 @@ def evaluate(
     dtype: str = "float32",
     progress: Callable[[int, str], None] = lambda done, note="": None,
 ) -> tuple[dict, list[str]]:
-    """Answers all questions and scores the answers.
+    """Answers all questions and scores the answers; a line says how many right ones are too long to be given.
 
     Args:
         config: model config.
@@ -55,8 +57,11 @@ def evaluate(
     params, most, (eos, pad) = on_devices(config, params, dtype), min(batch_size, len(samples)), samples.end_tokens
 
     def fits(*, answer: int, **lengths: int) -> int:
-        return rows_that_fit(config, most, answer=max(answer, max_new_tokens), **lengths, dtype=dtype)
+        longest = max(answer, max_new_tokens)
+        return rows_that_fit(config, most, answer=longest, generated=max_new_tokens, **lengths, dtype=dtype)
 
+    if line := too_long(samples.rows.index.answer, max_new_tokens):
+        say(line)
     done = np.zeros(len(samples), bool)
     tokens, losses = np.zeros((len(samples), max_new_tokens), np.int32), np.zeros((2, len(samples)))
     vision = phases(config, max_new_tokens, (eos,), pad).vision
@@ -69,8 +74,25 @@ def evaluate(
         tokens[index], losses[:, index] = generated, sums
         done[index] = True
         progress(int(done.sum()), "")
-    answers = decode(processor, tokens)
+    answers = decode(processor, tokens, samples.encoder.opening)
     return metrics(samples.records, answers, TokenLosses(*losses)), answers
+
+
+def too_long(lengths: Int[np.ndarray, " N"], max_new_tokens: int) -> str:
+    """Returns a line about right answers that are longer than generated ones can be; "" if there are none.
+
+    Args:
+        lengths: tokens of the right answers, each with its end token.
+        max_new_tokens: maximum length of generated answers, which need no end token to be right.
+    """
+    number = int(np.sum(lengths - 1 > max_new_tokens))
+    if not number:
+        return ""
+    longest = int(lengths.max())
+    return (
+        f"{number} of {len(lengths)} right answers are longer than max_new_tokens = {max_new_tokens} and count as"
+        f" wrong: set max_new_tokens = {longest} (--max-new-tokens {longest} of antgmm eval)"
+    )
 
 
 def token_loss(
@@ -79,6 +101,7 @@ def token_loss(
     samples: Samples,
     *,
     batch_size: int = 32,
+    dtype: str = "float32",
     gates: Mapping[str, np.ndarray] | None = None,
 ) -> float:
     """Returns the mean cross-entropy of all right answers' tokens, the `token_loss` of `evaluate`.
@@ -87,11 +110,12 @@ def token_loss(
         config: model config.
         params: model parameters on the devices.
         samples: encoded records.
-        batch_size: maximum number of records per batch.
+        batch_size: maximum number of records per batch; fewer if they do not fit into memory.
+        dtype: dtype of the parameters.
         gates: gates of the model, such as `pruning.gates_of` a cut; None for all open.
     """
     losses = np.zeros((2, len(samples)))
-    for batch in samples.in_order(min(batch_size, len(samples))):
+    for batch in samples.questions(partial(rows_that_fit, config, min(batch_size, len(samples)), dtype=dtype)):
         placed = shard_rows(batch)
         index, *sums = gather((placed["index"], *_answer_losses(config)(params, placed, {**(gates or {})})))
         losses[:, index] = sums
@@ -112,7 +136,7 @@ def _answer_losses(config: LMMConfig) -> Callable[..., tuple[Float[Array, " B"],
 
     @jax.jit
     def sums(params: Params, batch: Mapping[str, Any], gates: Mapping[str, Any]) -> tuple[Array, Array]:
-        final = pure.apply(params, batch, gates, collect=("final",))["final"]
+        final = pure.apply(params, model_inputs(batch), gates, collect=("final",))["final"]
         values = hard(pure.head(params, at_positions(final, batch["positions"]), gates), batch["targets"])
         valid = batch["targets"] >= 0
         return jnp.sum(jnp.where(valid, values, 0.0), axis=1), valid.sum(axis=1)

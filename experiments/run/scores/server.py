@@ -103,6 +103,8 @@ def answer(server: Server, record: Record, template: str, max_new_tokens: int) -
         text = reply["choices"][0]["message"]["content"]
     except (KeyError, TypeError, IndexError):
         text = None
+    else:
+        text = "" if text is None else text  # a server that takes thoughts apart, of an answer that is no more than one
     if not isinstance(text, str):
         raise _rubbish(server, "chat/completions", reply)
     return text.strip()
@@ -189,7 +191,10 @@ def _reply(server: Server, path: str, body: Mapping[str, Any] | None = None) -> 
         request = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), headers)
         content = _read(request, server.timeout)
     except _Refused as error:
-        raise AntgmmError(f"{url} refuses the request with status {error}: see the log of the server") from error
+        raise AntgmmError(
+            f"{url} refuses the request with status {error}: see the log of the server, or give a smaller"
+            " --max-new-tokens"
+        ) from error
     except TimeoutError as error:
         raise AntgmmError(
             f"{url} has not answered in {server.timeout:g} s: use fewer --clients, or give it more time with --timeout"

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.books import write_book
 from experiments.auto import keeping
 from experiments.auto.bisection import Tried, next_ratio, smallest_kept
 from experiments.auto.goal import Goal, share
@@ -117,6 +118,45 @@ def test_students_start_from_the_smallest_one_that_keeps_the_quality(monkeypatch
         Search(GOAL._replace(keep=0.5), run, (), NOTHING)
 
 
+def scored(best, student=0.5, teacher=0.5):
+    """Writes the figures of a student's report."""
+    figures = {"teacher": {"exact_match": teacher}, "student": {"exact_match": student}}
+    write_book(best.folder.report / "report.json", figures)
+
+
+def test_a_report_of_another_student_is_not_left_beside_the_export(monkeypatch, tmp_path):
+    Fake(monkeypatch)
+    search, folder = Search(GOAL, tmp_path / "search", (), NOTHING), tmp_path / "search" / "report"
+    first, second = (SimpleNamespace(folder=RunFolder(tmp_path / "search" / name)) for name in "12")
+    for best in (first, second):
+        for part in (best.folder.export, best.folder.report):
+            part.mkdir(parents=True)
+        (best.folder.gate).write_text(best.folder.path.name)
+    (first.folder.report / "ads").mkdir()
+    for name in ("report.md", "report.html", "ads/01.png"):
+        (first.folder.report / name).write_text("1")
+    scored(first)
+    search.publish(first)
+    (folder / "mine.md").write_text("mine")
+    (folder / "ads" / "mine.png").write_text("mine")
+    search.publish(second)  # without a report
+    left = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    assert left == {"mine.md": "mine", "ads/mine.png": "mine", "gate.json": "2"}
+
+
+def test_exported_files_that_lose_the_quality_are_named(monkeypatch, tmp_path, capsys):
+    Fake(monkeypatch)
+    search = Search(GOAL, tmp_path / "search", (), NOTHING)
+    best = SimpleNamespace(folder=RunFolder(tmp_path / "search" / "1"))
+    best.folder.export.mkdir(parents=True)
+    for student, lost in ((0.72, False), (0.71, True)):
+        scored(best, student, TEACHER)
+        search.publish(best)
+        shown = capsys.readouterr().err
+        assert ("the exported files score" in shown) == lost
+        assert ("the exported files score 0.710, less than 0.9 of the teacher's 0.800" in shown) == lost
+
+
 def test_files_of_others_beside_the_smallest_student_are_kept(monkeypatch, tmp_path):
     Fake(monkeypatch)
     search = Search(GOAL, tmp_path / "search", (), NOTHING)
@@ -125,6 +165,7 @@ def test_files_of_others_beside_the_smallest_student_are_kept(monkeypatch, tmp_p
         folder.mkdir(parents=True, exist_ok=True)
     (best.folder.export / "config.json").write_text("1")
     (best.folder.report / "report.md").write_text("1")
+    scored(best)
     search.publish(best)
     (tmp_path / "search" / "report" / "mine.md").write_text("mine")
     (best.folder.report / "report.md").write_text("2")
@@ -132,6 +173,7 @@ def test_files_of_others_beside_the_smallest_student_are_kept(monkeypatch, tmp_p
     assert {path.name: path.read_text() for path in (tmp_path / "search" / "report").iterdir()} == {
         "mine.md": "mine",
         "report.md": "2",
+        "report.json": (best.folder.report / "report.json").read_text(),
     }
     (tmp_path / "search" / "export" / "notes.txt").write_text("mine")
     with pytest.raises(AntgmmError, match=r"notes\.txt is no file of an export"):

@@ -79,6 +79,7 @@ def test_bridges_that_merge_patches_and_rows_without_pictures(antgmm, tmp_path, 
     assert json.loads((tmp_path / "run" / "report" / "gate.json").read_text())["passed"]
 
 
+@pytest.mark.long
 def test_a_plan_without_time_reads_8_rows_tries_nothing_and_says_so(antgmm, tmp_path):
     rows = write_rows(tmp_path / "rows.jsonl", 40)
     words = ["compress", "--model", save_llava(tmp_path / "teacher"), "--data", rows, "--params", "30000"]

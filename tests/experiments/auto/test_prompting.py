@@ -1,13 +1,16 @@
 """The prompt of a checkpoint that records none."""
 
 import shutil
+from math import inf
 
 import pytest
 
 import data.maad as maad
 from data.record import PROMPT
 from data.writers import write_jsonl
+from experiments.auto import prompting
 from experiments.auto.goal import Goal
+from experiments.auto.look import FEWEST
 from experiments.auto.prompting import TEMPLATES, about_prompts, chosen_prompt, prompt_losses
 from experiments.auto.schedule import base, draft
 from experiments.run.student import whole
@@ -35,6 +38,7 @@ def drafted(model, file, **changes):
     return draft({**base(Goal(str(model), train, test), train, test), **changes})
 
 
+@pytest.mark.long
 def test_the_prompt_of_the_training_is_taken(teacher, rows):
     loads = []
 
@@ -52,6 +56,20 @@ def test_the_prompt_of_the_training_is_taken(teacher, rows):
     (line,) = about_prompts(losses)
     assert line.startswith(f'prompt "{PROMPT}": the checkpoint records none; the loss on held-out rows is ')
     assert f'{losses["[{text} ]{question}"]:.3f} for "[{{text}} ]{{question}}"' in line
+
+
+def test_a_short_plan_compares_prompts_on_fewer_rows(teacher, rows, monkeypatch):
+    counts = []
+
+    def loss(config, params, samples, **_):
+        counts.append(len(samples))
+        return 1.0
+
+    monkeypatch.setattr(prompting, "token_loss", loss)
+    for seconds, number in ((1e-9, FEWEST), (inf, 64)):
+        counts.clear()
+        prompt_losses(drafted(teacher, rows), whole(teacher).loaded_once("float32"), seconds)
+        assert counts == [number] * len(TEMPLATES)
 
 
 def test_another_prompt_is_taken_if_it_is_clearly_better():

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import pruning
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.presets import preset
 from antgmm_jax.pure import abstract
@@ -14,7 +15,7 @@ from distill import LossConfig, StepConfig
 from distill.adapters import shapes_with_adapters
 from experiments.auto import room
 from experiments.auto.goal import Goal
-from experiments.auto.room import trial_tables, with_disk, with_room
+from experiments.auto.room import checkpoint_bytes, trial_tables, with_disk, with_room
 from experiments.auto.schedule import Scale, Tuned, base, stages
 from experiments.run import cuts
 from experiments.run.narrow import held_by, left_by, narrow_of
@@ -46,16 +47,10 @@ def planned(tables):
     return {**tables, "stage": stages(CONFIG, WANTED, 5000, Scale(1.0, 1.0), Tuned())}
 
 
-def test_a_cpu_is_given_whole_batches(tables):
-    raw = planned(tables)
-    assert with_room(raw, CONFIG, Rows()) == (raw, [])
-    assert trial_tables(tables, CONFIG, WANTED, Rows()) == tables
-
-
 def test_less_memory_gives_more_parts_of_the_same_batch(tables, monkeypatch):
     raw, before = planned(tables), []
     for gigabytes in (1000, 16, 8, 1):
-        monkeypatch.setattr(room, "memory_limit", lambda size=gigabytes: size * 10**9)
+        monkeypatch.setattr(room, "device_memory", lambda size=gigabytes: size * 10**9)
         roomy, lines = with_room(raw, CONFIG, Rows())
         parsed = recipe_of(roomy, "plan").stages  # a divisor of each batch
         parts = [stage.optimizer.accumulate for stage in parsed]
@@ -75,10 +70,11 @@ def test_less_memory_gives_more_parts_of_the_same_batch(tables, monkeypatch):
 
 def test_memory_for_everything_splits_nothing(tables, monkeypatch):
     raw = planned(tables)
-    monkeypatch.setattr(room, "memory_limit", lambda: 10**12)
+    monkeypatch.setattr(room, "device_memory", lambda: 10**12)
     assert with_room(raw, CONFIG, Rows()) == (raw, [])
+    assert trial_tables(tables, CONFIG, WANTED, Rows()) == tables
     given = {**raw, "optimizer": {**raw["optimizer"], "accumulate": 2}}
-    monkeypatch.setattr(room, "memory_limit", lambda: 10**9)
+    monkeypatch.setattr(room, "device_memory", lambda: 10**9)
     assert with_room(given, CONFIG, Rows())[0] == given
 
 
@@ -137,9 +133,30 @@ class Pictured(Rows):
 
 def test_features_that_do_not_fit_on_the_disk_are_computed_in_every_step(tables, monkeypatch, tmp_path):
     monkeypatch.setattr(cuts, "feature_bytes", lambda config, samples, shift, dtype: 10**9)
-    for free, changed in ((2 * 10**9, {}), (10**9, {"features": "recompute"})):
+    computed = {**tables, "features": "recompute"}
+    for free, choices in ((2 * 10**9, [tables, computed]), (10**9, [computed])):
         monkeypatch.setattr(room.shutil, "disk_usage", lambda place, free=free: SimpleNamespace(free=free))
-        roomy, lines = with_disk(tables, CONFIG, WANTED, Pictured(), tmp_path / "none" / "yet")
-        assert roomy == {**tables, **changed} and len(lines) == len(changed)
+        possible = with_disk(tables, CONFIG, WANTED, Pictured(), tmp_path / "none" / "yet")
+        assert [each for each, _ in possible] == choices
+        assert all(len(lines) == (each == computed) for each, lines in possible)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda place: SimpleNamespace(free=2 * 10**9))
+    assert [each for each, _ in with_disk(tables, CONFIG, WANTED, Pictured(), tmp_path, 10**9)] == [computed]
     given = {**tables, "features": "disk"}
-    assert with_disk(given, CONFIG, WANTED, Pictured(), tmp_path) == (given, [])
+    assert with_disk(given, CONFIG, WANTED, Pictured(), tmp_path) == [(given, [])]
+
+
+def test_checkpoints_of_the_steps_of_the_largest_stage_and_of_all_stages_take_disk(tables):
+    image = pruning.planned_config(CONFIG, {"vision/layers": 8})
+    both = pruning.planned_config(image, {"text/layers": 7})
+    sides = {
+        model: sum(leaf.size for part in ("vision", "bridge") for leaf in jax.tree.leaves(abstract(model)[part]))
+        for model in (image, both)
+    }
+    # The language model is frozen in the first stage, the image encoder (and not the bridge) in the others.
+    encoder = sum(leaf.size for leaf in jax.tree.leaves(abstract(both)["vision"]))
+    steps = (
+        4 * total_parameters(image) + 8 * sides[image],
+        4 * total_parameters(both) + 8 * (total_parameters(both) - encoder),
+    )
+    results = 4 * total_parameters(image) + 2 * 4 * total_parameters(both)
+    assert checkpoint_bytes(tables, CONFIG, WANTED, 5000, {}) == 3 * max(steps) + results

@@ -19,7 +19,18 @@ from distill import Diverged
 from experiments.auto import tune
 from experiments.auto.goal import Goal
 from experiments.auto.look import Look
-from experiments.auto.schedule import DECAY, IMAGE, Machine, Scale, Tuned, base, fitted, scored_rows, stages
+from experiments.auto.schedule import (
+    DECAY,
+    IMAGE,
+    Machine,
+    Scale,
+    Tuned,
+    base,
+    fitted,
+    saved_every,
+    scored_rows,
+    stages,
+)
 from experiments.auto.sizing import by_side, value_of
 from experiments.auto.tune import FEWEST, Trial, steps_within
 from experiments.run.checks import check_sizes
@@ -96,10 +107,34 @@ def test_the_time_for_scores_is_taken_from_the_steps():
     time = fitted(GOAL, raw, config, wanted, machine, Tuned())[1]
     goal, rows = GOAL._replace(minutes=(time + machine.spent) / 60), []
     for scored in (0, 1000, 2000):
-        tables, expected = fitted(goal, raw, config, wanted, machine.scoring(scored), Tuned())
+        tables, expected, *_ = fitted(goal, raw, config, wanted, machine.scoring(scored), Tuned())
         assert expected == pytest.approx(time, rel=0.01)
         rows.append(np.dot(steps_of(tables["stage"]), batches_of(tables["stage"])))
     assert rows[0] > rows[1] > rows[2]
+
+
+def test_features_of_many_rows_are_computed_where_steps_see_only_some_of_them():
+    raw, config, wanted, machine = planned("llava")
+    computed = {**raw, "features": "recompute"}
+    goal = GOAL._replace(minutes=(fitted(GOAL, raw, config, wanted, machine, Tuned()).aim + machine.spent) / 60)
+    for rows, better in ((5000, raw), (500_000, computed)):
+        many, data = machine._replace(rows=machine.rows._replace(trained=rows)), {**raw["data"], "samples": rows}
+        fits = [fitted(goal, {**tables, "data": data}, config, wanted, many, Tuned()) for tables in (raw, computed)]
+        assert max(fits, key=lambda fit: fit.order).raw.get("features") == better.get("features")
+    assert fits[0].order[0] < fits[1].order[0]
+
+
+def test_a_killed_run_loses_five_minutes_of_training_at_most():
+    raw, config, wanted, machine = planned("llava")
+    tables = fitted(GOAL, raw, config, wanted, machine, Tuned()).raw
+    work = recipe_of(tables, "plan").work
+    slow = {each.title: 6.0 * each.stage.steps for each in work}
+    assert saved_every(tables, slow) == 50
+    assert saved_every(tables, slow | {work[0].title: 15.0 * work[0].stage.steps}) == 20
+    assert saved_every(tables, {title: seconds * 100 for title, seconds in slow.items()}) == 10
+    assert saved_every(tables, dict.fromkeys(slow, 1.0)) == 500
+    given = {**raw, "checkpoint_every": 7}
+    assert fitted(GOAL, given, config, wanted, machine, Tuned()).raw["checkpoint_every"] == 7
 
 
 def test_the_image_side_gets_a_fifth_of_a_short_time():
@@ -157,6 +192,19 @@ def test_the_tuner_sees_no_row_twice():
         return steps_within(1e6, raw, config, text, machine._replace(rows=machine.rows._replace(trained=rows)))
 
     assert [steps(rows) for rows in (5000, 1600, 16 * FEWEST, 16 * FEWEST - 1)] == [200, 100, FEWEST, 0]
+
+
+def test_the_tuner_trains_on_labels_also_if_the_plan_compares_the_teacher():
+    tables, config, wanted, _ = planned("llava")
+    given = {
+        **tables,
+        "loss": {"hard": 0.5, "soft": 1.0},
+        "teacher": {"path": "T", "states": ["text"], "mode": "cache"},
+    }
+    recipe = tune._recipe(given, config, by_side(config, wanted)[1], 100, Tuned(), steps=20)
+    (stage,) = recipe.stages
+    assert stage.loss.terms() == ("hard",) and not stage.loss.reads_teacher
+    assert recipe.teacher.path == "T" and not recipe.teacher.states
 
 
 @pytest.fixture

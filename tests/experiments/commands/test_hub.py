@@ -53,8 +53,10 @@ def test_an_export_is_uploaded(antgmm, mirror, tmp_path):
     keep = pruning.plan(pruning.magnitude(params, config), config, {"vision/layers": 2})
     smaller = save_stage(tmp_path / "stage", config, params, keep)
     words = ["export", "stage", "--like", "hf:org/teacher", "--out", "out", "--samples", "2", "--max-new-tokens", "2"]
+    words += ["--data", "parquet:hf:org/rows/data/test-*.parquet", "--quantize", "w8a8"]
     result = antgmm(*words, "--push", "hf:org/student")
     assert result.exit_code == 0, result.output
+    assert "the quantized copy is uploaded by `hf upload org/student-w8a8 out-w8a8 --private" in result.stderr
     assert f"uploaded: {mirror.url}/org/student/commit/" in result.stderr
     assert mirror.created[0]["visibility"] == "private"
     assert mirror.files["models/org/student"] == {

@@ -1,6 +1,7 @@
 """Commands on models and rows: their figures and files equal those of the functions behind them."""
 
 import json
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,12 +18,14 @@ from antgmm_jax.presets import PRESETS, preset
 from antgmm_jax.pure import abstract, functional
 from data.readers import read_records
 from experiments.commands.models import _runs
+from experiments.commands.scores import _Checkpoint, _longest, _shown
 from experiments.commands.sources import check_prompts, records
 from experiments.run.disk_cut import targets_of
 from experiments.run.rows.datasets import encoded, load_records
 from experiments.run.schema.recipe import load_recipe
 from tests import reference
 from tests.experiments.tiny import save_llava, save_stage, save_teacher, write_recipe
+from tests.marks import long
 
 QUESTION = "[{text} ]{question}"
 SERVICE = ("lab", "energy", "--watts", "400", "--teacher-ms", "700", "--student-ms", "90")
@@ -58,7 +61,7 @@ def test_cost_of_a_checkpoint_reads_headers_only(antgmm, monkeypatch, tmp_path):
     assert weights.stat().st_size > 10e9 > 1e6 > 512 * weights.stat().st_blocks
 
 
-@pytest.mark.parametrize("model", [reference.blip2, reference.llava])
+@pytest.mark.parametrize("model", [long(reference.blip2), reference.llava])
 def test_shrink_writes_the_files_of_a_cut_in_memory(antgmm, tmp_path, model):
     teacher = reference.saved(model(), tmp_path / "teacher")
     words = ["shrink", teacher, "--size", "vision/layers=1", "--size", "vision/mlp=0.5", "--disk"]
@@ -184,7 +187,7 @@ def test_a_recipe_trains_on_its_prepared_rows(antgmm, tmp_path):
     assert "rows holds other rows or was made with other settings" in other.stderr
 
 
-@pytest.mark.parametrize("model", [pytest.param(reference.blip2, marks=pytest.mark.long), reference.llava])
+@pytest.mark.parametrize("model", [long(reference.blip2), reference.llava])
 def test_export_writes_a_stage_that_transformers_reads(antgmm, monkeypatch, tmp_path, model):
     teacher = reference.saved(model(), tmp_path / "teacher")
     config, params = load_hf(teacher)
@@ -243,6 +246,30 @@ def _arrays(params):
     import jax
 
     return jax.tree.leaves(params)
+
+
+def test_token_losses_of_a_table_of_scores_have_their_own_column():
+    scores = {"exact_match": 0.5, "final_token": 0.6, "rouge_l": 0.7, "by_type": {"price": 0.5}}
+    jax = {**scores, "token_loss": 1.25, "token_loss_by_type": {"price": 1.5}}
+    for columns, head in (
+        ({"JAX": jax}, ["question type", "exact match", "token loss"]),
+        ({"server": scores, "JAX": jax}, ["question type", "server", "JAX", "token loss"]),
+    ):
+        (shown,) = _shown(columns, {"by_type": scores["by_type"], "count": 4})
+        cells = {str(column.header): list(column.cells) for column in shown.columns}
+        assert [*cells] == head
+        assert cells["question type"] == ["price", "exact_match", "final_token", "rouge_l", "token_loss"]
+        assert cells["token loss"] == ["1.5000", "", "", "", "1.2500"]
+        assert all(cells[name] == ["0.5000", "0.5000", "0.6000", "0.7000", ""] for name in head[1:-1])
+    (alone,) = _shown({"server": scores}, {"by_type": scores["by_type"], "count": 4})
+    assert [str(column.header) for column in alone.columns] == ["question type", "exact match"]
+
+
+@pytest.mark.parametrize(("lengths", "most"), [([3, 5], 32), ([3, 40], 40)])
+def test_eval_generates_answers_as_long_as_the_longest_right_one(lengths, most):
+    questions = SimpleNamespace(rows=SimpleNamespace(index=SimpleNamespace(answer=np.array(lengths))))
+    assert _longest(_Checkpoint(None, None, questions, None)) == most
+    assert _longest(None) == 32
 
 
 def test_eval_scores_by_type(antgmm, tmp_path):

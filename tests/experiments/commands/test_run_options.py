@@ -2,6 +2,7 @@
 
 import pytest
 
+from antgmm_jax.io import hub
 from antgmm_jax.parallel import preemption
 from experiments.report import write
 from tests.experiments.tiny import write_recipe
@@ -58,3 +59,18 @@ def test_a_preempted_run_says_how_to_go_on(antgmm, recipe, monkeypatch):
     result = antgmm("compress", recipe, "--run", "run")
     assert result.exit_code == 143
     assert result.stderr.splitlines()[-1] == "preempted, and saved; run the same command to resume"
+
+
+@pytest.mark.parametrize("push", [("--push", "hf:org/student"), ()], ids=["pushed", "kept"])
+def test_the_upload_of_a_quantized_copy_is_named(antgmm, recipe, monkeypatch, push):
+    monkeypatch.setenv(hub.OFFLINE, "0")
+    monkeypatch.setattr(write, "finish", lambda run, **_: {})
+    for name in ("commands.runs.check_quantized", "commands.runs.advise", "commands.runs.upload"):
+        monkeypatch.setattr(f"experiments.{name}", lambda *_, **__: None)
+    for name in ("commands.runs.print_end", "run.export.quantized.quantize_export"):
+        monkeypatch.setattr(f"experiments.{name}", lambda *_, **__: None)
+    result = antgmm("compress", recipe, "--run", "run", "--quantize", "w8a8", *push)
+    assert result.exit_code == 0
+    command = "`hf upload org/student-w8a8 run/export-w8a8 --private --delete 'model*.safetensors*'`"
+    note = f"note: --push uploads run/export alone; the quantized copy is uploaded by {command}"
+    assert (note in result.stderr.splitlines()) is bool(push)

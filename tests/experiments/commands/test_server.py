@@ -174,8 +174,7 @@ def test_requests_are_concurrent_up_to_the_number_of_clients(antgmm, data):
 @pytest.mark.parametrize(
     ("reply", "status", "message"),
     [
-        (completion(None), 200, "which is not the OpenAI interface: correct --url, which usually ends with /v1"),
-        ({"choices": []}, 200, "which is not the OpenAI interface"),
+        ({"choices": []}, 200, "which is not the OpenAI interface: correct --url, which usually ends with /v1"),
         ([], 200, "which is not the OpenAI interface"),
         (b"<html>\x1b[2J", 200, r"answers '<html>\x1b[2J', which is not the OpenAI interface"),
         (b"[" * 100_000, 200, "which is not the OpenAI interface"),
@@ -194,6 +193,14 @@ def test_rubbish_is_one_line(antgmm, data, reply, status, message, tmp_path):
     assert message.replace('\\"', '"') in complaint
     assert len(complaint) < 400
     assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_an_answer_without_content_is_empty(antgmm, data, tmp_path):
+    """Servers that take thoughts apart send null for an answer that is no more than one."""
+    with serving(lambda body: completion(None)) as fake:
+        assert antgmm("eval", "--data", data, "--url", fake.url, "--answers", "a.jsonl").exit_code == 0
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert rows and {row["answer"] for row in rows} == {""}
 
 
 def test_invalid_rows_and_places_are_named_before_the_first_request(antgmm, data, tmp_path):

@@ -115,7 +115,7 @@ def test_a_whole_run_reports_device_dtype_and_every_figure_with_its_spread(figur
     read = json.loads(json.dumps(figures))
     assert read["device"]["platform"] == "cpu" and read["device"]["jax"] == jax.__version__
     assert read["settings"]["dtype"] == "float32" and read["published"] is None
-    names = ["float32 forward", "bfloat16 forward", "cached decode", "greedy answers"]
+    names = ["float32 forward", "bfloat16 forward", "cached decode", "greedy answers", "bfloat16 gradients"]
     assert [check["name"] for check in read["checks"]["student"]] == names
     assert all(0 <= check["error"] <= check["allowed"] for check in read["checks"]["student"])
     assert read["checks"]["student"][0]["against"] == "PyTorch"
@@ -178,7 +178,7 @@ def test_a_device_that_computes_wrongly_is_not_timed(monkeypatch):
     jax.clear_caches()
     right = checks.torch_logits
     monkeypatch.setattr(checks, "torch_logits", lambda *given: 1.001 * right(*given))
-    with pytest.raises(AntgmmError, match="student, float32 forward: logits differ by 0.001 of .* from PyTorch"):
+    with pytest.raises(AntgmmError, match="student, float32 forward: a relative difference of 0.001 from PyTorch"):
         accelerator.measure(TINY)
 
 
@@ -186,6 +186,9 @@ def test_a_check_with_error_nan_is_refused():
     refuse({"student": [Check("a", "b", 0.1, 0.1)]})
     with pytest.raises(AntgmmError, match="student, a"):
         refuse({"student": [Check("a", "b", float("nan"), 0.1)]})
+    ones = [np.ones(2), np.ones(2), np.ones(2)]
+    assert np.isnan(checks._furthest([np.ones(2), np.full(2, np.nan), np.ones(2)], ones))
+    assert checks._furthest([np.ones(2), np.ones(2), np.zeros(2)], ones) == 1.0
 
 
 def test_running_out_of_memory_ends_the_sweep(monkeypatch):

@@ -24,6 +24,7 @@ from experiments.run.export.ends import end_tokens
 from experiments.run.host import resources
 from experiments.run.rows.random_batches import random_batch
 from tests import reference
+from tests.marks import long
 
 CONFIG = blip2_t5(
     vision=(1, 256, 4, 512),
@@ -70,7 +71,7 @@ def test_step_flops_agree_with_the_compilers_count():
     assert flops.step_flops(CONFIG, CONFIG, batch) - head == pytest.approx(counted, rel=0.1)
 
 
-@pytest.mark.parametrize("model", [reference.blip2, reference.llava])
+@pytest.mark.parametrize("model", [long(reference.blip2), reference.llava])
 def test_random_batches_give_equal_logits_in_both_engines(tmp_path, model):
     directory = reference.saved(model(), tmp_path / "model")
     config, params = load_hf(directory)

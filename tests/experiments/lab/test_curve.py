@@ -51,6 +51,7 @@ def test_shape_of_restores_the_shape_from_sizes_and_parameters():
         shape_of(teacher, {**result, "params": 7})
 
 
+@pytest.mark.long
 def test_costs_are_ratios_to_the_teacher(curve):
     teacher, before, after = curve
     for given, result in zip(before, after, strict=True):

@@ -127,6 +127,7 @@ def test_both_checkpoints_have_equal_logits(work):
             np.testing.assert_allclose(mine[row, : len(theirs)], theirs, atol=1e-5)
 
 
+@pytest.mark.long
 def test_our_losses_equal_pytorchs(work, written):
     """All losses of an epoch equal those of PyTorch's models, loss and AdamW."""
     losses = [step["loss"] for step in written["online"]["steps"]]
@@ -154,8 +155,9 @@ def test_cached_and_online_teachers_give_equal_losses(written):
     # The cache stores the states in bfloat16.
     np.testing.assert_allclose(losses[1], losses[0], rtol=2e-2)
     assert build["build_seconds"] > 0 and not build["steps"]
-    # 16 samples, 5 answer positions, width 32, 2 bytes each; ArrayRecord pads files to blocks of 64 KiB.
-    assert 16 * 5 * 32 * 2 <= build["cache_bytes"] < 16 * 5 * 32 * 2 + 3 * 65536
+    # 16 samples, 5 answer positions, width 32, 2 bytes each. A cache of few batches ends a file after each batch, and
+    # ArrayRecord pads files to two blocks of 64 KiB.
+    assert 16 * 5 * 32 * 2 <= build["cache_bytes"] < 16 * 5 * 32 * 2 + (2 * TASK.steps + 1) * 65536
     for figures in (online, build, cached):
         assert 0 < figures["baseline_bytes"] <= figures["peak_bytes"]
 

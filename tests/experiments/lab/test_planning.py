@@ -25,9 +25,10 @@ from experiments.lab.planning import step as planning
 from experiments.lab.planning.chips import CHIPS, Chip
 from experiments.lab.planning.collectives import sent
 from experiments.lab.planning.compilers import slice_of
-from experiments.lab.planning.step import Step, StepSpec, check, compiled, roofline, smallest
-from pruning.costs import total_parameters
+from experiments.lab.planning.step import Step, StepSpec, check, compiled, roofline, smallest, stays, step_flops
+from pruning.costs import forward_flops, total_parameters
 from tests import reference
+from tests.families.cases import config_with
 from tests.pruning.models import CONFIGS, randomised
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -38,6 +39,22 @@ MESH = {"data": 1, "fsdp": 4, "tensor": 2}
 
 def spec(config=CONFIG, batch=8):
     return StepSpec(config, config, batch, length=config.image_tokens + 4, answer=8)
+
+
+@pytest.mark.parametrize("name", [("idefics3", "smolvlm"), ("qwen3_vl", "one merger, tied")])
+def test_more_tiles_or_larger_pictures_are_counted_in_batches_and_products(name):
+    config = config_with(*name)
+    few = StepSpec(config, config, 8, 4 * config.usual_tokens, 6)
+    many = few._replace(slots=3 * config.slots)
+    # Pixels, float32 scale and offset of each channel, whether the slot is used, and where it is.
+    place = 0 if config.usual_place is None else config.usual_place.shape[1]
+    slot = config.vision.channels * (config.side**2 + 8) + 1 + 4 * place
+    assert stays(many, ONE) - stays(few, ONE) == 8 * 2 * config.slots * slot
+    passes = [forward_flops(config, 8, few.length + 6, logits=6, slots=n * config.slots) for n in (1, 3)]
+    assert step_flops(many) - step_flops(few) == 4 * (sum(passes[1].values()) - sum(passes[0].values()))
+    check(many)
+    with pytest.raises(AntgmmError, match=f"the images alone take {4 * config.usual_tokens} tokens"):
+        check(few._replace(slots=4 * config.slots))
 
 
 def program(function, *arguments):
@@ -144,7 +161,8 @@ def test_a_chip_without_its_compiler_is_refused_with_the_remedy(refused, monkeyp
     monkeypatch.setattr(sys, "path", [*sys.path])  # the check adds the folder of compilers
     plan = ("plan", "--preset", "llava-tiny", "--batch", "8", "--mesh", "fsdp=4", "--chip")
     assert refused(*plan, "v5e") == (
-        "--chip v5e: its compiler is not installed: pip install 'antgmm-jax[plan]' (or add --compiler cpu)"
+        "--chip v5e: its compiler is not installed: .venv/bin/pip install -e '.[plan]' -c constraints.txt"
+        " (or add --compiler cpu)"
     )
     assert f"pip install --no-deps --target {compilers.folder()} jax-cuda12-plugin==" in refused(*plan, "H100")
 
@@ -192,7 +210,7 @@ def test_products_in_a_loop_run_near_the_peak_by_the_estimate_of_the_tpus_compil
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("chip", "mesh"), [("v5e", "fsdp=4"), ("H100", "fsdp=2"), ("H200", "fsdp=2")])
+@pytest.mark.parametrize(("chip", "mesh"), [("v5e", "fsdp=4"), ("H200", "fsdp=2")])  # H100s have the same compiler
 def test_a_step_is_compiled_for_a_chip_that_is_not_there(tmp_path, chip, mesh):
     if chip != "v5e" and not (compilers.folder() / "jax_plugins").is_dir():
         pytest.skip("make cuda-compiler installs what this test needs")
@@ -283,7 +301,7 @@ def test_the_roofline_by_hand():
 
 
 def test_a_prompt_shorter_than_the_image_tokens_is_refused():
-    with pytest.raises(AntgmmError, match="the image alone takes"):
+    with pytest.raises(AntgmmError, match="--length 3: the images alone take"):
         check(spec()._replace(length=CONFIG.image_tokens))
 
 

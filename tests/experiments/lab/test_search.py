@@ -12,6 +12,8 @@ from antgmm_jax.axes import sizes
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import violations
 from antgmm_jax.presets import preset
+from experiments.lab.planning import rates as rating
+from experiments.lab.planning import search as searching
 from experiments.lab.planning.rates import (
     LARGEST,
     Rates,
@@ -22,10 +24,10 @@ from experiments.lab.planning.rates import (
     non_negative,
     predict,
 )
-from experiments.lab.planning.search import TRIES, by_latency
+from experiments.lab.planning.search import TRIES, Tried, by_latency, export_dtype
 from experiments.report.latency import Latency
 from pruning import planned_config, resolve, search
-from pruning.costs import parameters
+from pruning.costs import parameters, total_parameters
 from tests.pruning.models import CONFIGS
 
 REQUEST = RequestSize(length=40, answer=8)
@@ -122,6 +124,26 @@ def test_an_unreachable_latency_names_the_fastest_student():
         search_latency(0.1, 1.0)
     with pytest.raises(AntgmmError, match="no pruning is necessary"):
         search_latency(1000.0, 1.0)
+
+
+def test_latency_is_measured_in_the_dtype_that_a_report_times(monkeypatch):
+    used, config = [], CONFIGS["llava"]
+    monkeypatch.setattr(searching, "compute_dtype", lambda stored: stored)
+    assert export_dtype() == "bfloat16" and export_dtype(["seed=3", "export.dtype=float32"]) == "float32"
+    monkeypatch.setattr(rating, "jax_request", lambda *given: used.append(given[-1]) or (lambda: None))
+    for module in (rating, searching):
+        monkeypatch.setattr(
+            module, "measure", lambda timed, **_: dict.fromkeys(timed, Latency(3.0, 3.0, 1.0, 1.0, 1.0))
+        )
+    smaller = total_parameters(config) // 2
+    monkeypatch.setattr(
+        searching,
+        "by_latency",
+        lambda config, ms, find, price, timed: (Tried(find(total_parameters, smaller), timed(config)), []),
+    )
+    figures = searching.run(config, parameters=None, latency=9.0, pins={}, weights={}, request=REQUEST)
+    assert figures["dtype"] == "bfloat16" and figures["student"]["measured_ms"] == 3.0
+    assert len(used) == len(calibration_models(config)) + 1 and {*used} == {"bfloat16"}
 
 
 @pytest.mark.parametrize("name", ["antgmm-deep", "llava-tiny"])

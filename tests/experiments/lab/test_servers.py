@@ -1,11 +1,14 @@
 """The comparison of exports in JAX and transformers with those on a server."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.io.loading import load_processor
+from experiments.lab.servers import loading
 from experiments.lab.servers.compare import compared, rows, run
 from experiments.lab.servers.exports import conversations, expected, pruned_export, read
 from tests import reference
@@ -71,3 +74,12 @@ def test_a_missing_interpreter_or_preset_is_named(tmp_path):
     (tmp_path / "python").touch()
     with pytest.raises(AntgmmError, match="unknown preset 'llava-huge': use one of antgmm-tiny, "):
         run(tmp_path, tmp_path / "python", names=["llava-huge"])
+
+
+def test_a_loaded_server_computes_every_request_anew(monkeypatch):
+    """Questions come again: a cache of prompts or of pictures would answer them."""
+    monkeypatch.setattr(loading, "positions", lambda directory: 2048)
+    load = loading.Load([], 8, (1, 4), 1.0, Path("python"))
+    words = loading._command(Path("student"), load, 8000)
+    assert "--no-enable-prefix-caching" in words
+    assert words[words.index("--mm-processor-cache-gb") + 1] == "0"

@@ -1,6 +1,8 @@
 """Tasks of other people's pictures: answers are read off the pictures or the facts again, and splits share nothing."""
 
+import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import tomli_w
 from PIL import Image
 
 from data.readers import read_records
-from experiments.lab.tasks import charts, digits, photos, tables
+from experiments.lab.tasks import charts, digits, photos, study, tables
 from experiments.lab.tasks.study import control_phases, markdown
 from experiments.lab.tasks.writing import Drawn, write
 from experiments.run.schema import Stage
@@ -188,6 +190,26 @@ def test_the_control_has_the_steps_and_optimizers_of_the_stages(tmp_path):
     assert [phase["optimizer"]["learning_rate"] for phase in phases] == [
         stage.optimizer.learning_rate for stage in stages
     ]
+
+
+def test_runs_and_figures_name_the_minutes(monkeypatch, tmp_path):
+    """A compression of another duration in the same folder is another run."""
+    ran, config = [], SimpleNamespace(family="a family")
+    monkeypatch.setattr(study, "write", lambda *_: None)
+    monkeypatch.setattr(study, "_train", lambda task, rows, run, model, phases: ran.append(run.name))
+    monkeypatch.setattr(study, "_antgmm", lambda *words: ran.append(words[-1].rpartition("/")[2]))
+    monkeypatch.setattr(study, "open_hf", lambda directory: (config, {}))
+    monkeypatch.setattr(study, "sizes", lambda config: {})
+    monkeypatch.setattr(study, "total_parameters", lambda config: 7)
+    monkeypatch.setattr(study, "load_recipe", lambda path: SimpleNamespace(stages=()))
+    monkeypatch.setattr(study, "_chance", lambda rows: 0.25)
+    score = {"exact_match": 0.5}
+    report = {"scores": score, "teacher": {"scores": score}, "student": {"scores": score}}
+    monkeypatch.setattr(study, "_report", lambda run: report)
+    for minutes in (10.0, 2.5):
+        study.run("charts", tmp_path, tmp_path / "out.json", smaller="8x", minutes=minutes)
+        assert json.loads((tmp_path / "out.json").read_text())["charts"]["minutes"] == minutes
+    assert ran == ["teacher", "student-8x-10m", "scratch-8x-10m", "teacher", "student-8x-2.5m", "scratch-8x-2.5m"]
 
 
 def test_the_table_has_a_row_per_task():

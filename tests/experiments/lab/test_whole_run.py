@@ -4,13 +4,19 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import pruning
+from antgmm_jax.axes import to_dict
 from antgmm_jax.config import IMAGE_SIDE
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io import checkpoint
 from antgmm_jax.presets import preset
 from antgmm_jax.pure import abstract
+from distill.trainable import by_path
 from experiments.lab.planning import compilers, whole_run
+from experiments.lab.planning import phases as every_phase
 from experiments.lab.planning.chips import CHIPS
 from experiments.lab.planning.phase import Load, Phase
 from experiments.lab.planning.phases import _spec, phases
@@ -19,6 +25,7 @@ from experiments.run.cuts import planned as pruned
 from experiments.run.narrow import narrow_of
 from experiments.run.schema.recipe import load_any
 from pruning.costs import forward_flops, total_parameters
+from tests.marks import long
 
 CONFIG = preset("llava-tiny")
 RECIPE = """
@@ -75,7 +82,7 @@ def test_phases_have_the_sizes_of_their_arrays(recipe, antgmm):
     assert phases[f"{cut}start"]["memory"]["parameters"] == 4 * whole
     assert phases[f"{cut}start"]["memory"]["moments"] == pytest.approx(8 * whole, rel=1e-3)
     state = phases[f"{cut}step"]["memory"]["parameters"] + phases[f"{cut}step"]["memory"]["moments"]
-    assert phases[f"{cut}step"]["disk"] == 2 * state + 4 * whole
+    assert phases[f"{cut}step"]["disk"] == 3 * state + 4 * whole
     # A copy of the state for the checkpoint, and eight batches that the loader makes ahead.
     assert phases[f"{cut}step"]["host"] == state + 8 * phases[f"{cut}step"]["memory"]["batch"]
     features = 2 * 50 * CONFIG.image_tokens * CONFIG.vision.stack.embed
@@ -91,6 +98,7 @@ def test_phases_have_the_sizes_of_their_arrays(recipe, antgmm):
     assert phases[f"{cut}step"]["seconds"] == pytest.approx(phases[f"{cut}step"]["flops"] / CHIPS["v5e"].flops)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("importance", "passes"),
     [
@@ -115,7 +123,7 @@ def test_importance_passes_over_the_calibration_batches_once_a_method(recipe, im
         assert first.memory["temporaries"] > 0
 
 
-@pytest.mark.parametrize("mode", ["online", "cache"])
+@pytest.mark.parametrize("mode", [long("online"), "cache"])
 def test_a_stage_that_compares_the_output_of_the_bridge_needs_the_teacher_or_its_states(tmp_path, mode):
     """The recommended first stage: the teacher is in the step, or the output of its bridge is in the cache."""
     changes = ["stage.cut.loss={hard=0.0,soft=0.0,bridge=1.0}", "stage.cut.sizes={'vision/mlp'=0.5}"]
@@ -139,6 +147,26 @@ def test_a_stage_that_compares_the_output_of_the_bridge_needs_the_teacher_or_its
     assert planned["stage 'settle': step"].memory["teacher"] == 0
 
 
+def test_the_stages_after_a_parent_begin_with_its_sizes_and_dtypes(recipe, tmp_path, monkeypatch):
+    small = pruned(CONFIG, load_any(recipe).stages[0], {"vision/mlp": CONFIG.vision.stack.mlp // 2})
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract(small))
+    params["language"] = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params["language"])
+    record = {"config": to_dict(small), "keep": pruning.identity(small), "teacher": "a digest"}
+    checkpoint.save_stage(tmp_path / "01-image", {"params": params}, record)
+    monkeypatch.setattr(whole_run, "open_hf", lambda _: (CONFIG, abstract(CONFIG)))
+    made = whole_run.opened(recipe, [f"parent={tmp_path / '01-image'}", "stage.cut.frozen=['language']"])
+    assert (made.config, made.start) == (CONFIG, small)
+    language = total_parameters(CONFIG) - image_side(CONFIG)
+    assert sum(leaf.size for path, leaf in by_path(abstract(small))[0].items() if path in made.narrow) == language
+    begun = []
+    for name in ("_cache", "_check", "_report"):
+        monkeypatch.setattr(every_phase, name, lambda *_: Phase("", {}))
+    monkeypatch.setattr(every_phase, "_stage", lambda *about: begun.append(about[2:4]) or ())
+    [*whole_run.planned(made, Load({"data": 1, "fsdp": 1, "tensor": 1}, "", 24, 6), "", str)]
+    assert begun[0] == (small, CONFIG) and begun[1][0] != begun[0][0]
+
+
+@pytest.mark.long
 def test_parameters_that_no_stage_has_trained_stay_in_the_two_bytes_of_their_files(tmp_path):
     """The second stage gets the image side of the first one in float32."""
     (tmp_path / "recipe.toml").write_text(RECIPE.replace("mask_steps = 1", "mask_steps = 0"))
@@ -214,21 +242,21 @@ def test_a_phase_that_does_not_fit_is_refused_with_what_would(phase, remedy, mon
     monkeypatch.setattr(whole_run, "phases", lambda *_: iter([Phase("loading", {"model": 5}), phase]))
     monkeypatch.setattr(whole_run, "compiled", compiled)
     monkeypatch.setattr(whole_run, "smallest", smallest)
-    lines = []
+    lines, made = [], whole_run.Opened(None, CONFIG, CONFIG, {})
     load = Load({"data": 1, "fsdp": 2, "tensor": 1}, "", 24, 8)
     with pytest.raises(AntgmmError) as error:
-        [*whole_run.planned(None, CONFIG, load, "v5e", lines.append)]
+        [*whole_run.planned(made, load, "v5e", lines.append)]
     assert str(error.value).startswith(f"{phase.name} needs {phase.total / 1e9:.3g} GB per device, more than v5e has; ")
     assert remedy in str(error.value)
     assert [line.split(":")[1] for line in lines] == [" loading", f" {phase.name}"]
     # Without a chip everything is printed.
-    assert len([*whole_run.planned(None, CONFIG, load, "", lines.append)]) == 2
+    assert len([*whole_run.planned(made, load, "", lines.append)]) == 2
 
 
 def test_a_recipe_is_planned_without_its_teacher_or_says_what_is_missing(recipe, antgmm, refused, monkeypatch):
     monkeypatch.setattr(compilers, "check", lambda chip: None)
     monkeypatch.setattr(
-        whole_run, "phases", lambda recipe, config, load: iter([Phase(str(config == CONFIG), {"a": 1})])
+        whole_run, "phases", lambda recipe, config, load, start: iter([Phase(str(config == start == CONFIG), {"a": 1})])
     )
     shown = antgmm("plan", recipe, "--preset", "llava-tiny", "--mesh", "fsdp=2", "--set", "max_answer=7").stdout
     assert "recipe.toml on fsdp=2" in shown and "True" in shown and "7 answer" in " ".join(shown.split())

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import load_hf
+from antgmm_jax.presets import preset
 from experiments.package.build import build
 from experiments.package.programs import Next, Start, generating
-from experiments.package.pytorch import pytorch
+from experiments.package.pytorch import Answerer, pytorch
 from experiments.package.requests import Limits, Shape, fitted, taken
 from experiments.run.export.in_torch import split, stop_at, torch_answers, torch_model, torch_tensors
 from tests.experiments.package.prompts import prompts
@@ -27,7 +29,9 @@ from torch._inductor.package import load_package
 
 start, step = (load_package("student.pt2", part + "_2x24") for part in ("start", "next"))
 inputs, tokens = torch.load("inputs.pt"), int(start.get_metadata()["tokens"])
-token, state = start(inputs)
+shapes = ((name, str(x.dtype)[6:], "x".join(map(str, x.shape))) for name, x in inputs.items())
+assert ", ".join(sorted(map(" ".join, shapes))) == start.get_metadata()["inputs"]
+token, state = start(**dict(reversed(inputs.items())))
 answer = [token]
 while len(answer) < tokens:
     token, state = step(token, torch.tensor(len(answer)), state)
@@ -47,7 +51,7 @@ def test_programs_answer_as_generate(tmp_path, save):
     inputs = torch_tensors(model, fitted(prompt, prompt["input_ids"].shape[1] + 3, left=left))
     start, step = Start(model, TOKENS), Next(generating(model), TOKENS)
     with torch.no_grad():
-        token, state = start(inputs)
+        token, state = start(**inputs)
         answer = [token]
         while len(answer) < TOKENS:
             token, state = step(token, torch.tensor(len(answer)), state)
@@ -71,3 +75,13 @@ def test_a_package_runs_without_this_project(tmp_path):
     torch.save(torch_tensors(model, prompt), tmp_path / "inputs.pt")
     alone = subprocess.run([sys.executable, "-c", ALONE], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert json.loads(alone.stdout) == torch_answers(model, prompt, TOKENS, 0).tolist()
+    narrow = torch_tensors(model, fitted(taken(split(batch)[1], np.arange(1)), 24, left=True))
+    with pytest.raises(
+        AntgmmError, match=r"a \.pt2 program reads .*input_ids int64 2x24.* have .*input_ids int64 1x24"
+    ):
+        Answerer.load(tmp_path / "student.pt2", Shape(2, 24))(narrow)
+
+
+def test_positions_of_three_axes_are_refused(tmp_path):
+    with pytest.raises(AntgmmError, match="a qwen2_5_vl has no .pt2 package"):
+        pytorch(tmp_path, preset("qwen2.5-vl-tiny"), {}, Limits(TOKENS, (NEVER,), 0))

@@ -19,6 +19,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import inputs as inputs_of
 from antgmm_jax.io.convert import load_hf, save_hf
 from antgmm_jax.io.loading import load_processor
+from antgmm_jax.presets import preset
 from data.record import Record
 from experiments.package import loader
 from experiments.package.build import Form, build, example, longest
@@ -27,7 +28,8 @@ from experiments.package.stablehlo import stablehlo
 from experiments.run.export.in_torch import split, stop_at, torch_answers, torch_gap, torch_logits, torch_model
 from experiments.run.rows.samples import Samples
 from tests.experiments.package.prompts import QUESTION, prompts, shapes, tiled
-from tests.experiments.tiny import save_llava, save_qwen3_vl, save_smolvlm, save_teacher
+from tests.experiments.tiny import save_llava, save_smolvlm, save_teacher
+from tests.marks import long
 
 TOKENS = 5
 NEVER = 999_999  # no token of the models
@@ -59,7 +61,11 @@ class Packaged(NamedTuple):
 
 @pytest.fixture(
     scope="module",
-    params=[(save_teacher, prompts), LLAVA, (save_smolvlm, tiled)],
+    params=[
+        long((save_teacher, prompts)),
+        LLAVA,
+        long((save_smolvlm, tiled)),
+    ],
     ids=["blip2", "llava", "smolvlm"],
 )
 def packaged(request, tmp_path_factory):
@@ -326,7 +332,14 @@ def test_the_example_of_a_shape_has_pictures_if_a_prompt_has():
     assert wide["images"]["valid"].tolist() == [[True] * 5]
 
 
-def test_a_family_with_places_is_refused_in_one_line(tmp_path):
-    directory = save_qwen3_vl(tmp_path / "model")
-    with pytest.raises(AntgmmError, match="a qwen3_vl has no .stablehlo package: its images have places"):
-        stablehlo(directory, *load_hf(directory), Limits(TOKENS, (NEVER,), 0))
+@pytest.mark.parametrize(
+    ("name", "servers"), [("qwen3-vl-tiny", "vLLM or antgmm serve"), ("instructblip-tiny", "antgmm serve")]
+)
+def test_a_family_with_places_or_text_is_refused_and_what_serves_it_is_named(name, servers, tmp_path):
+    kind = preset(name)
+    with pytest.raises(AntgmmError) as refused:
+        stablehlo(tmp_path, kind, {}, Limits(TOKENS, (NEVER,), 0))
+    assert str(refused.value) == (
+        f"a {kind.family} has no .stablehlo package: its images have places or text of their own;"
+        f" serve the files with {servers}"
+    )

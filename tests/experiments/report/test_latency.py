@@ -41,6 +41,14 @@ def test_energy_per_request_is_the_loops_energy_over_the_requests(monkeypatch):
     assert latency.consumption(request, 1)["requests"] > 1
 
 
+def test_figures_of_a_request_say_how_many_rounds_were_timed(monkeypatch):
+    monkeypatch.setattr(latency, "jax_request", lambda *_: lambda: (0.001, 0.002, 0.003))
+    monkeypatch.setattr(latency, "consumption", lambda request, repeats: {"joules": 1.0})
+    figures = latency.in_jax({"student": latency.Served(None, {}, None, {})}, 5, 4)
+    assert figures["student"]["rounds"] == 4
+    assert figures["student"]["p50"] == pytest.approx(6) and figures["student"]["decode"] == pytest.approx(3)
+
+
 def test_the_request_of_a_report_is_one_row_without_padding_on_a_mesh_too(tmp_path):
     directory = save_llava(tmp_path / "teacher")
     samples = Samples(maad.source("s", "test", 3), load_processor(directory), load_hf(directory)[0])

@@ -34,12 +34,14 @@ HOSTILE = [
     "a | b \\| c `d` *e* _f_ [g](https://example.org/h)",
     "price 9 € 价格 \u202e",
 ]
+REQUEST = {"prompt": 21, "slots": 1, "tokens": 5, "dtype": "bfloat16"}
 VOID = {"meta", "img", "br", "link", "input", "hr", "area", "base", "col", "embed", "source", "track", "wbr"}
 
 
 def model(params: int, exact_match: float) -> dict:
     scores = {
         "count": 40,
+        "exact_match": exact_match,
         "final_token": exact_match,
         "rouge_l": exact_match,
         "by_type": {"price": exact_match, "": 0.5},
@@ -61,7 +63,7 @@ def energy(kwh: float, seconds: float) -> dict:
 
 def latency(scale: float) -> dict:
     times = {"p50": 6 * scale, "p95": 8 * scale, "vision": scale, "prefill": 2 * scale, "decode": 3 * scale}
-    return {**times, "energy": {"joules": scale, "requests": 30, **energy(1e-6 * scale, 1.0)}}
+    return {**times, "rounds": 30, "energy": {"joules": scale, "requests": 30, **energy(1e-6 * scale, 1.0)}}
 
 
 def made(*, hard: bool = True) -> dict:
@@ -73,15 +75,18 @@ def made(*, hard: bool = True) -> dict:
         "recipe": "0123456789abcdef",
         "seed": 7,
         "machine": {"cpu": "A CPU", "cores": 2, "device": "cpu", "load": 0.5, "system": "Linux"},
+        "free_text": False,
+        "choices": [],
         "teacher": model(8_000_000, 0.95),
         "student": model(600_000, 0.93),
         "ratios": {"params": 13.3, "jax": 3.3, "torch": 3.3},
-        "latency": {"tokens": 5, "jax": engine, "torch": engine},
+        "latency": {**REQUEST, "jax": engine, "torch": engine},
         "export": {
             "max_abs_logit_diff": 2e-5,
             "torch_rounding": 3e-5,
             "max_abs_logit": 15.0,
             "answers_equal": 1.0,
+            "ties": 0,
             "prompts": 40,
             "passed": True,
         },
@@ -127,7 +132,13 @@ def made(*, hard: bool = True) -> dict:
     }
     if hard:
         for name, value in (("teacher", 0.8), ("student", 0.7)):
-            scores = {"count": 30, "exact_match": value, "by_type": {"price": value}, "by_slice": {"font": value}}
+            scores = {
+                "count": 30,
+                "exact_match": value,
+                "rouge_l": value / 2,
+                "by_type": {"price": value},
+                "by_slice": {"font": value},
+            }
             report[name] |= {"exact_match_hard": value, "scores_hard": scores}
     return report
 
@@ -135,7 +146,7 @@ def made(*, hard: bool = True) -> dict:
 def untimed() -> dict:
     """A report without latency."""
     report = made()
-    report |= {"latency": {"tokens": 5}, "ratios": {"params": 13.3}, "energy": {**report["energy"], "saved": {}}}
+    report |= {"latency": REQUEST, "ratios": {"params": 13.3}, "energy": {**report["energy"], "saved": {}}}
     report["stages"] = [{**stage, "latency": None} for stage in report["stages"]]
     return report
 
@@ -298,10 +309,43 @@ def test_stages_are_listed_with_their_figures():
     text = markdown(made())
     assert "| blocks | 3 M | 90 M | 0.8000 | 3.60 ms | - | 12 |" in text
     assert "| hidden | 600 k | 18 M | 0.9310 | 1.80 ms | 3.000 → 0.150 | 12 |" in text
-    assert "| JAX blocks | 3.60 | 4.80 | 0.60 | 1.20 | 1.80 |" in text
+    assert "| JAX blocks | 3.60 | 4.80 | 0.60 | 1.20 | 1.80 | 30 |" in text
     assert "PyTorch blocks" not in text
     assert "2.0 points of macro exact match lost" in text
-    assert "Wall time, including interrupted attempts: 100 s" in text
+    assert "Wall time of this run alone, including interrupted attempts: 100 s" in text
+
+
+def test_the_page_says_in_which_dtype_and_of_which_request_latency_is(folder):
+    for text in (markdown(made()), page(made(), folder)):
+        assert "of a request in JAX in bfloat16" in text and "float32 parameters" not in text
+        assert "at batch 1 in bfloat16, of the test record that is nearest to the median prompt" in text
+        assert "(21 tokens, 1 image slots) with 5 answer tokens" in text
+        assert "of the model only, without reading and resizing pictures and without tokenizing" in text
+    assert "bfloat16" not in markdown(untimed())
+
+
+def test_the_headline_of_free_text_is_rouge_l(folder):
+    report = {**made(), "free_text": True}
+    for name, value in (("teacher", 0.41), ("student", 0.382)):
+        report[name]["scores"]["rouge_l"] = value
+    for text in (markdown(report), page(report, folder)):
+        assert "2.8 points of ROUGE-L lost" in text and "points of macro exact match" not in text
+
+
+def test_choices_by_the_test_records_are_named(folder):
+    assert "took part in choices" not in markdown(made())
+    report = {**made(), "choices": ["the size", "<the prompt>"]}
+    words = "The test records also took part in choices, so scores on other records may be lower: the size; "
+    assert words in markdown(report)
+    assert f"{words}&lt;the prompt&gt;." in page(report, folder)
+
+
+def test_answers_that_are_equal_up_to_a_tie_are_counted(folder):
+    report = made()
+    assert "greedy answers have equal tokens." in markdown(report)
+    report["export"]["ties"] = 3
+    for text in (markdown(report), page(report, folder)):
+        assert "100.0 % of 40 greedy answers have equal tokens (3 of them up to a tie)." in text
 
 
 def test_a_loss_that_is_not_finite_is_said_so():
@@ -330,6 +374,7 @@ def test_energy_of_requests_years_and_the_run_is_shown(folder):
         "memory at 20 W; 500 g CO2.",
         "Energy of a request",
         "Energy of the compression",
+        "A plan, a parent run and other students of a search are not included.",
     ):
         assert words in html and words in text
 

@@ -3,12 +3,16 @@
 import jax
 import pytest
 
+from antgmm_jax.decoding import crowded
 from antgmm_jax.parallel.sharding import make_mesh
 from antgmm_jax.presets import preset
 from antgmm_jax.pure import abstract, functional
+from distill import StepConfig
 from experiments.run import batch_size
-from experiments.run.batch_size import compute_dtype, row_bytes, rows_that_fit
+from experiments.run.batch_size import SHARE, compute_dtype, row_bytes, rows_that_fit
+from experiments.run.calibration import scoring_pieces
 from experiments.run.rows.random_batches import random_batch
+from pruning.costs import cost, total_parameters
 
 GB = 1 << 30
 LARGE = preset("llava-1.5-7b")
@@ -26,6 +30,41 @@ def test_less_memory_and_longer_rows_give_fewer_rows(monkeypatch):
     assert rows(monkeypatch, 80 * GB, text=2816) < sizes[2]
     assert rows(monkeypatch, 80 * GB, dtype="float32") < sizes[2]
     assert rows(monkeypatch, 80 * GB, states=GB) < sizes[2]
+
+
+def test_generation_counts_keys_and_values_twice_and_a_copy_of_the_decoder_that_has_room(monkeypatch):
+    layers = 2 * sum(leaf.size for leaf in jax.tree.leaves(abstract(LARGE)["language"]["decoder"]))
+    kept = cost(LARGE, 1, ROW["text"], ROW["answer"], itemsize=2).kv_cache
+
+    def by_hand(memory, copied):
+        free = SHARE * memory - 2 * total_parameters(LARGE) - copied
+        row = row_bytes(LARGE, **ROW, slots=1, itemsize=2) + kept
+        return next((n for n in (128, 64, 32, 16, 8, 4, 2) if n * row <= free), 1)
+
+    for platform, memory, copied in (
+        ("gpu", 640 * GB, layers),
+        ("gpu", 80 * GB, layers),
+        ("gpu", 24 * GB, 0),
+        ("cpu", 80 * GB, layers),
+        ("cpu", 24 * GB, 0),
+    ):
+        monkeypatch.setattr(batch_size.sharding, "platform", lambda platform=platform: platform)
+        assert crowded(layers, memory) is (not copied)
+        assert rows(monkeypatch, memory, generated=ROW["answer"]) == by_hand(memory, copied)
+    assert rows(monkeypatch, 80 * GB, generated=ROW["answer"]) < rows(monkeypatch, 80 * GB)
+    # 26 GB twice would leave no room for more than a row beside 28 GB of parameters.
+    assert crowded(2 * layers, 80 * GB) and rows(monkeypatch, 80 * GB, dtype="float32", generated=ROW["answer"]) == 8
+
+
+@pytest.mark.parametrize(("memory", "accumulate"), [(10**15, 1), (10**15, 4), (30 * GB, 1), (1, 1)])
+def test_a_model_is_scored_on_the_rows_of_its_steps_in_parts_that_fit(memory, accumulate):
+    table = StepConfig(learning_rate=0.1, batch_size=64, accumulate=accumulate, dtype="bfloat16")
+    pieces = scoring_pieces(table, LARGE, 3, **ROW, slots=1, memory=memory)
+    assert pieces["batch_size"] * pieces["batches"] == 3 * 64 and 64 % pieces["batch_size"] == 0
+    if memory == 10**15:
+        assert pieces["batch_size"] == 64 // accumulate
+    else:
+        assert pieces["batch_size"] < 64 and (memory > 1 or pieces["batch_size"] == 1)
 
 
 def test_the_rows_are_spread_over_the_devices_of_a_mesh(monkeypatch):

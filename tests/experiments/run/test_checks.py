@@ -97,6 +97,16 @@ def test_importance_of_tied_axes_is_checked_before_the_run(folder, tmp_path, sta
             "stage 'language': adapters of language/tokens matches no linear map: top-level names are bridge, language",
         ),
         (
+            [
+                "stage.language.adapters={language=2}",
+                "stage.language.frozen=['vision', 'language/encoder']",
+                "stage.language.sizes={}",
+                "stage.language.segments=1",
+                "stage.language.mask_steps=0",
+            ],
+            "adapters of language would train language/encoder, which is frozen: name the other parts of language",
+        ),
+        (
             ["teacher.states=['text']"],
             "teacher.states contains 'text': this model has vision, bridge, encoder",
         ),

@@ -10,6 +10,7 @@ import pytest
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.parallel import preemption
 from experiments.lab.servers.starting import free_port
+from experiments.run.host import meshes
 from experiments.run.host.meshes import devices, parse
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -94,7 +95,36 @@ def test_after_sigterm_to_one_process_both_leave_at_the_same_point():
         for process in both:
             process.kill()
     assert [process.returncode for process in both] == [preemption.EXIT_CODE] * 2
-    assert first == second and 3 < int(first) < 100
+    steps = [output.splitlines()[-1] for output in (first, second)]  # after a line of Gloo
+    assert steps[0] == steps[1] and 3 < int(steps[0]) < 100
+
+
+DIFFERENT = """
+import sys
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.parallel.processes import check_equal
+from experiments.run.host.meshes import devices
+
+with devices("", sys.argv[1], 2, int(sys.argv[2])):
+    check_equal("recipe", "the same")
+    try:
+        check_equal("recipe", "a rate of process " + sys.argv[2])
+    except AntgmmError as error:
+        print(error)
+"""
+
+
+def test_processes_with_different_recipes_are_refused_in_all_of_them():
+    address = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-c", DIFFERENT, address]
+    both = [subprocess.Popen([*command, name], cwd=ROOT, stdout=subprocess.PIPE, text=True) for name in "01"]
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    line = "process 1 has another recipe than process 0: start all with the same command and the same files"
+    assert [output.splitlines()[-1] for output in outputs] == [line, line]  # after a line of Gloo
 
 
 def test_a_failed_connection_is_refused_in_one_line():
@@ -106,7 +136,8 @@ def test_a_failed_connection_is_refused_in_one_line():
 
 def test_the_loss_of_another_process_is_reported(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *_: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: None)
+    monkeypatch.setattr(meshes, "barrier", lambda moment: None)
     refused = pytest.raises(AntgmmError, match=r"has failed \(UNKNOWN: closed by peer\): start all of them again$")
     with refused, devices("data=8", "localhost:1", 2, 1):
         raise jax.errors.JaxRuntimeError("UNKNOWN: closed by peer\nat line 1")

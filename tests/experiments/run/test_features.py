@@ -1,6 +1,7 @@
 """Stored image features replace pictures; scores do not depend on the order of the questions."""
 
 from dataclasses import replace
+from itertools import islice
 from types import SimpleNamespace
 
 import jax
@@ -15,6 +16,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import family
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.io.loading import load_processor
+from antgmm_jax.parallel import preemption
 from antgmm_jax.presets import preset
 from antgmm_jax.pure import functional
 from data.encoding import decode
@@ -25,20 +27,28 @@ from experiments.run.cuts import reads_features, weighs_tokens
 from experiments.run.features import VIEWS, ImageFeatures, feature_bytes, freezes_features, image_features
 from experiments.run.rows.samples import Samples
 from experiments.run.schema import Stage
-from experiments.run.scores.evaluation import evaluate
+from experiments.run.scores.evaluation import evaluate, token_loss
 from experiments.run.student import Student
 from tests.experiments.tiny import save_llava, save_teacher, taken
+from tests.marks import long
 
 ROWS = 10
 STEP = StepConfig(learning_rate=0.1, batch_size=4)
 
 
-@pytest.fixture(scope="module", params=[save_teacher, save_llava], ids=["blip2", "llava"])
+@pytest.fixture(scope="module", params=[long(save_teacher), save_llava], ids=["blip2", "llava"])
 def model(request, tmp_path_factory):
     directory = request.param(tmp_path_factory.mktemp("m") / "teacher")
     config, params = load_hf(directory)
     processor = load_processor(directory)
     return config, params, processor, Samples(maad.source("s", "val", ROWS), processor, config)
+
+
+@pytest.fixture
+def talkative(model):
+    """The model with twice its initial weights, so that its answers depend on the question."""
+    config, params, processor, samples = model
+    return config, jax.tree.map(lambda leaf: 2 * leaf, params), processor, samples
 
 
 def whole(features):
@@ -111,6 +121,34 @@ def test_features_are_kept_until_the_image_side_changes(model, monkeypatch, tmp_
     np.testing.assert_allclose(half.astype(np.float32), whole(features(config, params, 1)), rtol=0.1, atol=0.1)
 
 
+@pytest.mark.parametrize("error", [preemption.Preempted, KeyboardInterrupt])
+def test_an_interrupted_computation_goes_on_where_it_ended(model, monkeypatch, tmp_path, error):
+    config, params, _, samples = model
+    about = {"shift": 1, "seed": 5, "batch_size": 4}
+    expected = whole(image_features(config, params, samples, tmp_path / "whole", **about))
+    points, read, pictures = [], [], samples.pictures
+
+    def leave():
+        points.append(1)
+        if len(points) == 2:
+            raise error
+
+    def noted(*arguments):
+        for index, batch in pictures(*arguments):
+            read.append(index.tolist())
+            yield index, batch
+
+    monkeypatch.setattr(image_side.preemption, "leave", leave)
+    monkeypatch.setattr(samples, "pictures", noted)
+    with pytest.raises(error):
+        image_features(config, params, samples, tmp_path / "cut", **about)
+    assert not (tmp_path / "cut").exists()
+    again = image_features(config, params, samples, tmp_path / "cut", **about)
+    np.testing.assert_array_equal(whole(again), expected)
+    assert read == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 9, 9]]
+    assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".")] == []
+
+
 def test_a_full_disk_is_refused_with_its_remedy(model, monkeypatch, tmp_path):
     config, params, _, samples = model
     monkeypatch.setattr(image_side.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
@@ -176,7 +214,9 @@ def test_features_are_read_unless_what_computes_them_is_cut(name, cut, reads):
         assert reads_features(config, stage.model_copy(update={"adapters": {prefix: 4}}), cut) is same
 
 
-@pytest.mark.parametrize(("name", "tokens"), [("llava-tiny", "many"), ("qwen2.5-vl-tiny", "one")])
+@pytest.mark.parametrize(
+    ("name", "tokens"), [("llava-tiny", "many"), ("qwen2.5-vl-tiny", "one"), ("qwen3-vl-tiny", "many")]
+)
 def test_a_single_image_token_needs_no_weight(name, tokens):
     weighted = LossConfig(bridge=1.0, bridge_tokens="sensitivity")
     stage = Stage(name="image", recover_steps=1, loss=weighted, optimizer=STEP)
@@ -195,8 +235,8 @@ def test_a_cut_language_model_reads_the_features_of_the_whole_image_side(model, 
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_answers_are_in_the_order_of_the_records(model):
-    config, params, processor, samples = model
+def test_answers_are_in_the_order_of_the_records(talkative):
+    config, params, processor, samples = talkative
     lengths = samples.needs.answer
     visited = np.concatenate([batch["index"] for batch in samples.questions(lambda **_: 4)])[:ROWS]
     assert (np.diff(lengths[visited]) >= 0).all() and (visited != np.arange(ROWS)).any()
@@ -205,8 +245,9 @@ def test_answers_are_in_the_order_of_the_records(model):
     assert answers[0] == answers[1] and len(set(answers[0])) > 1
 
 
+@pytest.mark.long
 def test_rows_with_many_pictures_widen_only_their_own_batches(model, tmp_path):
-    """Answers, features and the teacher's targets are those of batches of one shape."""
+    """Answers, losses, features and the teacher's targets are those of batches of one shape."""
     config, params, processor, samples = model
     shown = [samples.records[row] for row in range(6)]
     records = [replace(each, images=each.images * n) for each, n in zip(shown, (1, 9, 2, 1, 0, 1), strict=True)]
@@ -223,11 +264,20 @@ def test_rows_with_many_pictures_widen_only_their_own_batches(model, tmp_path):
         assert [each["images"]["valid"].shape[1] for each in batches] == [9, 2, 2]
         assert {*np.concatenate([each["index"] for each in batches])} == {*range(6)}
         assert batches[0]["input_ids"].shape[1] > batches[1]["input_ids"].shape[1] or config.encoder_decoder
+    (first,) = several.questions(lambda **_: 4, 1)  # without the many pictures of the next one
+    assert first["index"].tolist() == [0] and first["images"]["valid"].shape[1] == 1
+    for name in ("prompt/input_ids", "input_ids"):
+        assert first[name].shape[1] < min(each[name].shape[1] for each in questions) or config.encoder_decoder
     whole_shape = next(several.in_order(6, prompts=True))
     for each in cached:
         columns = each["input_ids"].shape[1]
         np.testing.assert_array_equal(each["input_ids"], whole_shape["input_ids"][each["index"], :columns])
-    answers = evaluate(config, params, several, processor, max_new_tokens=3)[1]
+    for about in ({"full": True}, {}):
+        trained = [*islice(several.shuffled(2, 0, **about), 3)]
+        assert sorted(each["images"]["valid"].shape[1] for each in trained) == [2, 2, 9]
+        assert {*np.concatenate([each["index"] for each in trained])} == {*range(6)}
+    scores, answers = evaluate(config, params, several, processor, max_new_tokens=3)
+    assert token_loss(config, params, several, batch_size=4) == pytest.approx(scores["token_loss"], rel=1e-6)
     alone = [
         evaluate(config, params, Samples([each], processor, config), processor, max_new_tokens=3)[1][0]
         for each in records
@@ -243,8 +293,8 @@ def test_rows_with_many_pictures_widen_only_their_own_batches(model, tmp_path):
             np.testing.assert_allclose(kept, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_questions_padded_like_longer_ones_get_the_same_answers(model):
-    config, params, processor, _ = model
+def test_questions_padded_like_longer_ones_get_the_same_answers(talkative):
+    config, params, processor, _ = talkative
     records = [*maad.source("s", "val", 4)]
     short, long = (
         Samples(rows, processor, config) for rows in (records, [replace(r, text=3 * r.text) for r in records])

@@ -50,6 +50,7 @@ def test_bfloat16_gives_nearly_the_same_loss_and_keeps_float32_parameters():
     assert losses[1] == pytest.approx(losses[0], rel=2e-2)
 
 
+@pytest.mark.long
 def test_facts_training_lowers_the_loss_and_excludes_the_language_model():
     params = functional(CONFIG).init(jax.random.key(0))
     optimizer = distill.make_optimizer(distill.OptimizerConfig(learning_rate=3e-3), steps=30)
@@ -130,6 +131,7 @@ def test_only_phases_of_answers_are_scored_and_the_last_one_in_the_report(recipe
     assert not load_training(path, ['phase=[{name="a", kind="facts", steps=2}]']).answers
 
 
+@pytest.mark.long
 def test_a_training_of_facts_alone_has_a_report_without_scores(antgmm, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "evaluate", None)
     (tmp_path / "recipe.toml").write_text(TRAINING)

@@ -25,6 +25,7 @@ def run(tmp_path):
 def finish(run, count):
     for work in run.recipe.work[:count]:
         checkpoint.save_stage(run.folder.stage(work.number, work.stage.name), {}, {"identity": "same"})
+    run._remaining = run._unfinished()
 
 
 @pytest.mark.parametrize(("finished", "made"), [(0, True), (1, True), (2, False), (3, False)])

@@ -18,6 +18,7 @@ from antgmm_jax.parallel.processes import gather, run_on_first
 from antgmm_jax.parallel.sharding import make_mesh, shard_rows, spec
 from antgmm_jax.pure import functional
 from distill import LossConfig, OptimizerConfig, init_state, make_optimizer, make_step, shard_state
+from tests.marks import long
 from tests.pruning.models import batch_of, randomised
 
 # Without biases of keys: their gradient is only rounding, which Adam scales to full steps.
@@ -109,7 +110,7 @@ def test_a_sharded_step_equals_that_of_one_device_and_keeps_the_sharding(one, me
 
 
 @pytest.mark.parametrize(
-    "embed", [np.arange(0, 32, 2, dtype=np.int32), np.eye(32, 16, dtype=np.float32)], ids=["channels", "basis"]
+    "embed", [np.arange(0, 32, 2, dtype=np.int32), long(np.eye(32, 16, dtype=np.float32))], ids=["channels", "basis"]
 )
 def test_a_cut_stays_on_the_devices(mesh, monkeypatch, embed):
     keep = {
@@ -133,7 +134,7 @@ def test_a_cut_stays_on_the_devices(mesh, monkeypatch, embed):
         np.testing.assert_allclose(actual, expected, **(CLOSE if embed.ndim == 2 else {"rtol": 0}))
 
 
-@pytest.mark.parametrize("other", [{"data": 1}, {"fsdp": 4, "tensor": 2}, None], ids=str)
+@pytest.mark.parametrize("other", [long({"data": 1}), {"fsdp": 4, "tensor": 2}, long(None)], ids=str)
 def test_a_state_is_restored_under_another_mesh(one, mesh, other, tmp_path):
     state = fresh()
     checkpoint.save_step(tmp_path, 1, state, {})()

@@ -16,13 +16,15 @@ from experiments.run.rows.prompts import TEMPLATES
 from experiments.run.rows.samples import Samples
 from experiments.run.smaller_vocabulary import cut_vocabulary, used_tokens
 from tests.experiments.tiny import save_llava, save_qwen3_vl, save_smolvlm, save_teacher
+from tests.marks import long
 
 ROWS = source("s", "train", 2)
 SAVED = {"blip2": save_teacher, "llava": save_llava, "smolvlm": save_smolvlm, "qwen3_vl": save_qwen3_vl}
+NAMES = [name if name == "llava" else long(name) for name in SAVED]
 SIZE = 232
 
 
-@pytest.fixture(scope="module", params=SAVED)
+@pytest.fixture(scope="module", params=NAMES)
 def folders(request, tmp_path_factory):
     """A model, and the same with the tokens of two rows."""
     place = tmp_path_factory.mktemp("models")

@@ -113,6 +113,7 @@ def same(first, second) -> bool:
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.long
 def test_a_frozen_tower_stays_equal_and_the_others_change(run):
     _, (image, language, whole), *_ = run
     # The second stage cuts the output width of the bridge, so the last map is not compared.
@@ -124,29 +125,34 @@ def test_a_frozen_tower_stays_equal_and_the_others_change(run):
     assert not same(language.load()["language"], whole.load()["language"])
 
 
+@pytest.mark.long
 def test_the_first_stage_leaves_the_language_model_uncut(run):
     _, (image, *_), *_ = run
     assert sizes(image.config)["bridge/embed"] == 16
     assert image.keep["decoder/mlp"].shape[-1] == 48
 
 
+@pytest.mark.long
 def test_features_are_computed_once_and_only_for_a_frozen_image_side(run):
     _, _, made, _ = run
     assert made == [(0, 16)]
 
 
+@pytest.mark.long
 def test_a_stage_uses_its_dtype_and_remat_and_keeps_float32_parameters(run):
     _, (*_, whole), _, computed = run
     assert computed == [("float32", "dots")] * 3 + [("bfloat16", "full")]  # the second stage has two phases
     assert {leaf.dtype for leaf in jax.tree.leaves(whole.load())} == {np.dtype("float32")}
 
 
+@pytest.mark.long
 def test_a_stage_without_sizes_only_distils(run):
     _, (_, language, whole), *_ = run
     assert sizes(language.config) == sizes(whole.config)
     assert all(np.array_equal(index, whole.keep[axis]) for axis, index in language.keep.items())
 
 
+@pytest.mark.long
 def test_what_a_stage_cannot_do_is_refused(run, tmp_path):
     text = TOWERS.format(teacher=tmp_path)
     path = tmp_path / "recipe.toml"
@@ -197,6 +203,7 @@ def test_a_width_is_cut_to_components_and_the_run_resumes(folder, tmp_path):
     assert same(whole.keep, halted.keep)
 
 
+@pytest.mark.long
 def test_a_width_cut_to_components_with_its_heads_starts_with_new_moments(folder, tmp_path):
     along = '{"vision/heads" = "magnitude", "*" = "principal"}'
     stage = f'{{name = "a", sizes = {{"vision/heads" = 1}}, importance = {along}, recover_steps = 2}}'
@@ -206,7 +213,8 @@ def test_a_width_cut_to_components_with_its_heads_starts_with_new_moments(folder
     assert not any(np.any(leaf) for _, tree in moments(after) for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("kind", ["adamw", pytest.param("muon", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_moments_are_cut_with_their_parameters(folder, tmp_path, kind):
     """After a mask phase a stage continues with the moments of the kept units."""
     units = '{"decoder/mlp" = 16, "text/embed" = 16, "bridge/layers" = 1}'
@@ -257,6 +265,7 @@ def taken(leaf, leaf_axes, plan):
     return leaf
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("axis", ["vision/embed", "text/embed"])
 def test_states_in_all_components_equal_the_teachers(folder, axis):
     config, params = load_hf(folder / "teacher")
@@ -302,12 +311,14 @@ def test_repeated_rows_get_their_own_targets(folder, tmp_path):
 def test_an_online_teacher_reads_pictures_while_the_student_reads_features(folder, tmp_path):
     curves = []
     for mode in ("cache", "online"):
-        recipe = load_recipe(folder / "recipe.toml", ["stage.image.recover_steps=1", f"teacher.mode={mode}"])
+        # The student hardly moves: its steps would enlarge the difference of bfloat16 from step to step.
+        changes = ["stage.image.recover_steps=1", f"teacher.mode={mode}", "optimizer.learning_rate=1e-9"]
+        recipe = load_recipe(folder / "recipe.toml", changes)
         Run(recipe.model_copy(update={"stages": recipe.stages[:2]}), tmp_path / mode).scores()
         record = checkpoint.load_record(tmp_path / mode / "stages" / "02-language")
         curves.append([point["soft"] for point in record["metrics"]["history"]])
     # The cache holds bfloat16.
-    np.testing.assert_allclose(*curves, rtol=2e-2)
+    np.testing.assert_allclose(*curves, rtol=1e-3)
 
 
 def watched(train, seen):

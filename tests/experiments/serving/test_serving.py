@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from antgmm_jax.decoding import generate
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families.common.words import user_turn
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.io.loading import load_processor
 from data import maad
@@ -64,10 +65,31 @@ def test_an_answer_has_the_length_that_is_asked_for_and_says_whether_it_ended(tm
         (answer,) = fixed.answers([fixed.question(*read, most)])
         return answer
 
-    assert of([word, end, pad, pad]) == ("red", True)
-    assert of([word] * 4)[1] is False
-    assert of([word, word, end, pad], 2) == of([word, word, pad, pad])
+    prompt = len(model.question(*read).ids)
+    assert of([word, end, pad, pad]) == ("red", True, prompt, 2)
+    assert of([word] * 4)[1:] == (False, prompt, 4)
+    assert of([word, word, end, pad], 2)[:2] == of([word, word, pad, pad])[:2]
     assert of([word, word, end, pad], 2)[1] is False
+
+
+def test_images_that_exceed_the_prompt_are_refused_one_by_one(tmp_path):
+    model, read = load(save_llava(tmp_path / "model"), max_new_tokens=TOKENS, most=3), []
+
+    class Counting:
+        processor, chat = model.processor, model.reads.chat
+
+        def __call__(self, text, images):
+            read.append(len(images))
+            return model.reads(text, images)
+
+    image, each = (
+        RECORDS[0].images[0],
+        model.taken(model.reads(model.reads.chat(user_turn("", 1)), RECORDS[0].images)[1]),
+    )
+    small = model._replace(reads=Counting(), longest=10 * each)
+    with pytest.raises(AntgmmError, match=f"the images take over {10 * each} tokens, more than are read: send fewer"):
+        small.question([{"role": "user", "content": [{"type": "image"}] * 50}], [image] * 50)
+    assert read == [2] * 11
 
 
 def test_a_batch_that_the_model_cannot_answer_fails_alone(tmp_path, capsys):
@@ -87,7 +109,7 @@ def test_a_batch_that_the_model_cannot_answer_fails_alone(tmp_path, capsys):
     error = {"message": "the model cannot answer the request: no memory", "type": "server_error"}
     assert (reply.status_code, json.loads(reply.body)["error"]) == (500, error)
     assert "the model failed on a request of width 48: no memory" in capsys.readouterr().err
-    assert answered == ("", False)
+    assert answered[:2] == ("", False)
 
 
 def test_a_model_that_reads_images_only_refuses_a_conversation_without_one(tmp_path):
@@ -218,7 +240,7 @@ def test_string_content_and_turns_are_read():
 
 def test_texts_of_a_system_turn_are_one_part():
     parts = [{"type": "text", "text": "be"}, {"type": "text", "text": " brief"}]
-    (turn,), _ = conversation({"messages": [{"role": "system", "content": parts}]})
+    (turn, _), _ = conversation({"messages": [{"role": "system", "content": parts}, {"role": "user", "content": "a"}]})
     assert turn["content"] == [{"type": "text", "text": "be brief"}]
 
 
@@ -306,7 +328,7 @@ def test_a_batch_that_is_too_large_is_answered_in_halves(tmp_path):
         return np.full((sizes[-1], TOKENS), model.pad)
 
     question = model.question([{"role": "user", "content": [{"type": "text", "text": "a"}]}], [])
-    assert model._replace(answer=answer).answers([question] * 5) == [("", False)] * 5
+    assert model._replace(answer=answer).answers([question] * 5) == [("", False, len(question.ids), TOKENS)] * 5
     assert sizes == [5, 2, 3, 1, 2]
 
 

@@ -44,6 +44,19 @@ def test_an_encoder_is_recognised_without_a_field_of_the_whole_model(tmp_path):
     assert result.passed and result.answers_equal == 1.0
 
 
+@pytest.mark.parametrize("of", [("blip2", "gated"), ("instructblip", "Llama")], ids=" ".join)
+def test_rows_without_a_picture_are_compared_with_a_picture_that_has_no_place(of, tmp_path):
+    """The PyTorch models of these families need `pixel_values`."""
+    case = case_of(*of, tmp_path)
+    batch = random_batch(case.config, 3)
+    ids = {name: np.where(batch[name] == 3, 7, batch[name]) for name in ("input_ids", "prompt/input_ids")}
+    batch |= ids | {"images": {name: leaf[:, :0] for name, leaf in batch["images"].items()}}
+    result = export_gate.check(case.directory, case.config, case.params, [batch], max_new_tokens=4, eos=1, pad=0)
+    assert result.passed and result.answers_equal == 1.0
+    row = jax.tree.map(lambda leaf: leaf[:1], in_torch.split(batch)[1])
+    assert np.isfinite(in_torch.torch_gap(in_torch.torch_model(case.directory), row, 0, (5, 9)))
+
+
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NaN parameters cause it
 def test_nan_logits_do_not_pass(exported):
     directory, config, params = exported

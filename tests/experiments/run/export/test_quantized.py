@@ -1,6 +1,7 @@
 """Quantized exports: their numbers are those of the formulas, and transformers loads them."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import open_hf
 from antgmm_jax.io.loading import load_processor
 from data import maad
+from data.record import PROMPT
 from experiments.run.export import quantizing
+from experiments.run.export.card import Origin, write_card
 from experiments.run.export.in_torch import split, torch_answers, torch_model
-from experiments.run.export.quantized import publish_quantized
+from experiments.run.export.quantized import Loss, _card, publish_quantized
 from experiments.run.export.quantizing import quantize
 from experiments.run.export.schemes import Scheme
 from experiments.run.rows.random_batches import random_batch
@@ -63,7 +66,8 @@ def test_transformers_computes_with_the_rounded_weights(plain, tmp_path, scheme)
 
 def test_a_quantized_export_is_scored_beside_it(tmp_path):
     export = save_llava(tmp_path / "export")
-    (export / "README.md").write_text("# Card\n")
+    write_card(export, open_hf(export)[0], Origin("trained", ""), PROMPT, title="Card")
+    card = (export / "README.md").read_text()
     samples = Samples(maad.source("s", "test", 4), load_processor(export), open_hf(export)[0])
     loss = publish_quantized(export, Scheme.W8A8, samples, 3)
     out = Scheme.W8A8.beside(export)
@@ -72,10 +76,25 @@ def test_a_quantized_export_is_scored_beside_it(tmp_path):
     assert 0 <= loss.equal <= 4
     assert loss.bytes_after < loss.bytes_before
     assert "stored as w8a8" in (out / "README.md").read_text()
-    assert (export / "README.md").read_text() == "# Card\n"
+    assert (export / "README.md").read_text() == card
     assert {path.name for path in tmp_path.iterdir()} >= {"export", "export-w8a8"}
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     assert len({path.stat().st_mode for path in out.iterdir()}) == 1  # others may read the weights too
+
+
+@pytest.mark.parametrize("scheme", [*Scheme])
+def test_the_card_of_a_copy_advises_what_works_for_it(scheme, tmp_path):
+    """`antgmm eval` refuses quantized folders, and vLLM's kernels for four bits have no float32."""
+    export = save_llava(tmp_path / "export")
+    write_card(export, open_hf(export)[0], Origin("trained", ""), PROMPT, title="Card")
+    before = (export / "README.md").read_text()
+    text = _card(before, Loss(scheme.value, 0.5, 0.4, 3, 4, 9, 5))
+    assert "`antgmm eval . " in before and "`antgmm eval` does it" in before
+    assert "`antgmm eval . " not in text and "`antgmm eval` does it" not in text
+    dtype = "bfloat16" if scheme is Scheme.W4A16 else "float32"
+    assert set(re.findall(r"--dtype (\w+)", text)) == {dtype}
+    assert "`antgmm eval --data DATA --url http://" in text
+    assert "an\nexact match of 0.400, before 0.500 (-10.0 points); 3 answers are equal" in text
 
 
 def test_a_quantized_model_is_for_servers(plain, tmp_path):

@@ -18,6 +18,17 @@ def test_a_command_on_a_cpu_prints_no_warnings_of_libtpu():
     assert (done.stdout, done.stderr) == ("cpu\n", "")
 
 
+@pytest.mark.parametrize(("files", "chosen", "expected"), [(1, None, True), (0, None, False), (1, "cpu", False)])
+def test_a_gpu_that_jax_leaves_unused_is_noticed(monkeypatch, tmp_path, files, chosen, expected):
+    for number in range(files):
+        (tmp_path / f"nvidia{number}").touch()
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    if chosen:
+        monkeypatch.setenv("JAX_PLATFORMS", chosen)
+    monkeypatch.setattr(accelerators, "GPU", f"{tmp_path}/nvidia[0-9]*")
+    assert accelerators.unused_gpu() is expected
+
+
 @pytest.mark.parametrize(("installed", "files", "expected"), [(True, 0, True), (True, 1, False), (False, 0, False)])
 def test_an_accelerator_or_no_libtpu_leaves_the_choice_to_jax(monkeypatch, tmp_path, installed, files, expected):
     for number in range(files):

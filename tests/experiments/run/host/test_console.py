@@ -6,7 +6,7 @@ import pytest
 
 from experiments.commands.output import emit
 from experiments.run.host import console
-from experiments.run.host.console import bar, clock, say, table
+from experiments.run.host.console import bar, clock, count, say, table
 
 NAME = "runs/[red]a:m:b"
 
@@ -81,3 +81,19 @@ def test_a_log_gets_lines_while_no_unit_finishes(capsys, monkeypatch):
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (59.6, "1:00"), (125, "2:05"), (3725, "1:02:05")])
 def test_durations(seconds, shown):
     assert clock(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [
+        (0, "0"),
+        (999.4, "999"),
+        (999.6, "1 k"),
+        (12_345, "12.3 k"),
+        (999_500, "1 M"),
+        (-999_999_999, "-1 G"),
+        (2e15, "2e+03 T"),
+    ],
+)
+def test_numbers_are_rounded_before_their_prefix_is_chosen(number, shown):
+    assert count(number) == shown

@@ -16,11 +16,12 @@ from antgmm_jax.io.loading import load_processor
 from antgmm_jax.pure import functional
 from experiments.run.rows.samples import Samples
 from tests.experiments.tiny import save_llava, save_teacher, taken
+from tests.marks import long
 
 ROWS, SIZE = 32, 4
 
 
-@pytest.fixture(scope="module", params=[save_teacher, save_llava], ids=["blip2", "llava"])
+@pytest.fixture(scope="module", params=[long(save_teacher), save_llava], ids=["blip2", "llava"])
 def model(request, tmp_path_factory):
     """A checkpoint's config, parameters and samples, with buckets of half the rows each."""
     directory = request.param(tmp_path_factory.mktemp("m") / "teacher")

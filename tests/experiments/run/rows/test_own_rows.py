@@ -10,6 +10,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.io.loading import load_processor
 from data.rows import parse
+from experiments.run.pipeline import Run
 from experiments.run.rows.datasets import encode_both, load_both
 from experiments.run.schema.recipe import load_recipe, load_training
 from experiments.run.training import shape_of
@@ -41,12 +42,49 @@ def test_a_run_counts_the_rows_that_it_leaves_out(ads, capsys):
     np.testing.assert_array_equal(np.sort(visited), np.arange(21))
 
 
+def test_a_run_warns_of_rows_beyond_the_positions_and_of_a_chat_template_that_is_not_used(ads, capsys):
+    model = save_llava(ads / "m")
+    (model / "chat_template.jinja").unlink()
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    of_texts = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    (model / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": of_texts}))
+    changes = ["data.samples=24", "evaluate.data.samples=8", f"teacher.path={model}"]
+    recipe = load_recipe(RECIPES / "own-data-compress.toml", changes)
+
+    def encoded_with_warnings():
+        both = encode_both(recipe, load_both(recipe), load_processor(model), load_hf(model)[0])
+        lengths = [each.rows.index.prompt + each.rows.index.answer for each in both]
+        lines = capsys.readouterr().err.splitlines()
+        return np.concatenate(lengths), [line for line in lines if line.startswith("warning: ")]
+
+    lengths, (template,) = encoded_with_warnings()
+    assert "the tokenizer has a chat template that cannot write a picture, and it is not used" in template
+    fields = json.loads((model / "config.json").read_text())
+    fields["text_config"]["max_position_embeddings"] = most = int(np.median(lengths))
+    (model / "config.json").write_text(json.dumps(fields))
+    _, (_, rows) = encoded_with_warnings()
+    assert rows == (
+        f"warning: {(lengths > most).sum()} rows for training and evaluation have more tokens than the {most} positions"
+        f" of {model}: shorten or remove them"
+    )
+
+
 def test_a_copy_of_the_training_rows_is_no_test_set(ads):
     shutil.copy(ads / "ads/train.jsonl", ads / "ads/copy.jsonl")
     changes = ["data.samples=24", "evaluate.data.samples=24", "evaluate.data.path=ads/copy.jsonl"]
     recipe = load_recipe(RECIPES / "own-data-compress.toml", [*changes, f"teacher.path={save_llava(ads / 'm')}"])
     with pytest.raises(AntgmmError, match=r"copy\.jsonl has the rows of .*train\.jsonl: evaluate on other rows"):
         encode_both(recipe, load_both(recipe), load_processor(ads / "m"), load_hf(ads / "m")[0])
+
+
+def test_a_copy_of_the_training_rows_is_no_hard_set(ads):
+    shutil.copy(ads / "ads/train.jsonl", ads / "ads/copy.jsonl")
+    changes = ["data.samples=24", "evaluate.data.samples=8", "evaluate.hard={path='ads/copy.jsonl', samples=24}"]
+    changes += ["stage.cut.sizes={'vision/layers'=1}"]
+    recipe = load_recipe(RECIPES / "own-data-compress.toml", [*changes, f"teacher.path={save_llava(ads / 'm')}"])
+    with pytest.raises(AntgmmError, match=r"copy\.jsonl has the rows of .*train\.jsonl: evaluate on other rows"):
+        Run(recipe, ads / "run").finish_stages()
+    assert not (ads / "run" / "stages").exists()
 
 
 def test_a_recipes_prompt_is_used_in_training_and_evaluation(ads):

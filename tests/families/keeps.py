@@ -1,10 +1,9 @@
-"""Hypothesis strategies for the units to keep of any model."""
+"""Random units to keep of any model."""
 
 from functools import cache
 from itertools import combinations
 
 import numpy as np
-from hypothesis import strategies as st
 
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig
@@ -13,26 +12,18 @@ from antgmm_jax.pure import local_axes
 from pruning.keep import gate_shape, shrunk_config
 
 
-def keeps(config: LMMConfig, counts: dict[str, int]):
-    """Returns a strategy for keeps with the given counts, any indices, and legal sets of layers.
+def random_keep(config: LMMConfig, counts: dict[str, int], seed: int) -> dict[str, np.ndarray]:
+    """Returns a keep with the given counts, any indices, and legal sets of layers, of more if necessary."""
+    present, local, random = sizes(config), local_axes(config), np.random.default_rng(seed)
 
-    An example is one seed. With a draw for each axis Hypothesis once reported inconsistent data generation, and the
-    cause could not be reproduced; a single draw cannot end early.
-    """
-    present, local = sizes(config), local_axes(config)
-    layers = {axis: layer_sets(config, axis, count) for axis, count in counts.items() if axis.endswith("/layers")}
-    units = {axis: np.broadcast_to(np.arange(present[axis]), gate_shape(axis, present, local)) for axis in counts}
+    def kept(axis: str, count: int) -> np.ndarray:
+        if axis.endswith("/layers"):
+            legal = next(sets for n in range(count, present[axis] + 1) if (sets := layer_sets(config, axis, n)))
+            return np.array(random.choice(legal), np.int32)
+        units = np.broadcast_to(np.arange(present[axis]), gate_shape(axis, present, local))
+        return np.sort(random.permuted(units, axis=-1)[..., :count], axis=-1).astype(np.int32)
 
-    def keep(seed: int) -> dict[str, np.ndarray]:
-        random = np.random.default_rng(seed)
-        return {
-            axis: np.array(random.choice(layers[axis]), np.int32)
-            if axis in layers
-            else np.sort(random.permuted(units[axis], axis=-1)[..., :count], axis=-1).astype(np.int32)
-            for axis, count in counts.items()
-        }
-
-    return st.integers(0, 2**32 - 1).map(keep)
+    return {axis: kept(axis, count) for axis, count in counts.items()}
 
 
 @cache
