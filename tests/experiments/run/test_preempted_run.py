@@ -109,8 +109,11 @@ def test_a_run_preempted_in_every_phase_ends_like_one_that_was_not(tmp_path):
     preempted(recipe, run, at_step(6))
     preempted(recipe, run, during_scores)
     assert steps() == ["00000007", "00000008"]
-    preempted(recipe, run, during_export)
-    assert not (run / "steps" / "01-blocks").exists() and (run / "export").exists()
+    preempted(recipe, run, during_export)  # it leaves in the export check, and writes nothing
+    assert not (run / "steps" / "01-blocks").exists()
+    assert not (run / "export").exists() and not (run / ".export.unchecked").exists()
+    preempted(recipe, run, during_scores)  # of the report
+    assert (run / "export").exists() and not (run / "report" / "report.json").exists()
     report = finish(Run(load_recipe(recipe), run))
 
     trees = [checkpoint.load_stage(folder / "stages" / "01-blocks") for folder in (run, tmp_path / "whole")]
