@@ -248,7 +248,8 @@ def refuse(special: Sequence[tuple[str, tuple[str, str]]], long: Sequence[tuple[
         raise AntgmmError("rows contain special tokens of the tokenizer; remove them", *lines)
     if long:
         rows, names = len({row for row, _ in long}), _joined(part.name for _, part in long if part.name)
-        remedy = f"shorten or remove them, or raise {names}" if names else "shorten or remove them"
+        more = f', or raise {names}, or leave them out (too_long = "drop" in the table of the data)'
+        remedy = f"shorten or remove them{more if names else ''}"
         head = f"{rows} of {count} rows are too long; {remedy}"
         lines = (f"{row}: {part.part} of {part.tokens} tokens, at most {part.limit}" for row, part in long)
         raise AntgmmError(head, *lines)

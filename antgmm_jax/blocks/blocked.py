@@ -19,7 +19,7 @@ from antgmm_jax.parallel.sharding import padded_batch_size
 
 HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)
 """Logit of a masked key; far enough from the float32 limit that nothing overflows."""
-_LARGEST = 2**27
+LARGEST = 2**27
 """Bytes on a device: a row of 1 448 positions with 16 heads in float32."""
 _BLOCK = 256
 """Positions. On a CPU, for 576 positions of 16 heads of 80, blocks of 256 take 0.061 s forward and 0.29 s with the
@@ -40,7 +40,7 @@ def is_large(q: Any, bytes_per_pair: int) -> bool:
         Whether blocks are better.
     """
     rows = -(-q.shape[0] // padded_batch_size(1))
-    return rows * q.shape[1] ** 2 * bytes_per_pair > _LARGEST
+    return rows * q.shape[1] ** 2 * bytes_per_pair > LARGEST
 
 
 def attend(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import tomli_w
 
 from antgmm_jax.axes import sizes
@@ -22,6 +23,7 @@ from experiments.auto.rows import counted
 from experiments.auto.schedule import Fitted, Machine, Tuned, base, draft, fitted, scored_rows
 from experiments.auto.sizing import Chosen, Sensitivity, by_side, check_budget, chosen, within
 from experiments.auto.tune import PART, Trial, tuned
+from experiments.run.batch_size import compute_dtype
 from experiments.run.files import nearest, write_text
 from experiments.run.host import facts
 from experiments.run.host.console import clock, count, printable, say
@@ -122,13 +124,16 @@ def measured(goal: Goal, place: Path) -> Plan:
     tables = base(goal, counted(goal.data), {**test, "samples": most})
     for each in goal.changes:
         change(tables, each)
+    if (dtype := _computed(goal)) != "float32":
+        tables["optimizer"].setdefault("dtype", dtype)
     amount = _amount(goal, tables, place)
     losses, seen = _looked(tables, goal.seconds)
     recipe = draft(tables)
     if goal.keep:
         check_quality(seen)
     config, samples = seen.teacher.config, seen.trained
-    tables["evaluate"]["max_new_tokens"] = longest_answer(samples, seen.held)
+    if "evaluate.max_new_tokens" not in {*map(key_of, goal.changes)}:
+        tables["evaluate"]["max_new_tokens"] = longest_answer(samples, seen.held)
     tables |= buckets(samples.needs, config.encoder_decoder)
     choice = chosen(goal, seen, recipe.seed, recipe.optimizer.dtype, _left(goal, begin) / 2)
     left, machine, wanted = _left(goal, begin), _machine(recipe, samples), choice.sized.sizes
@@ -208,6 +213,11 @@ def _looked(tables: dict[str, Any], seconds: float) -> tuple[dict[str, float], L
     if losses := prompt_losses(recipe, loaded, seconds):
         tables["prompt"] = chosen_prompt(losses)
     return losses, look_at_both(draft(tables), loaded, seconds)._replace(teacher=teacher)
+
+
+def _computed(goal: Goal) -> str:
+    """The dtype of computation for a model: on accelerators, bfloat16 unless a file has float32."""
+    return compute_dtype(max(str(leaf.dtype) for leaf in jax.tree.leaves(whole(goal.model).weights())))
 
 
 def _left(goal: Goal, begin: float) -> float:

@@ -1,7 +1,7 @@
 """Gradient accumulation where the batch of a planned stage does not fit into the memory of a device."""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,8 +14,8 @@ from antgmm_jax.parallel import sharding
 from antgmm_jax.parallel.memory import device_memory
 from antgmm_jax.pure import abstract
 from distill.adapters import shapes_with_adapters
-from distill.trainable import trainable
-from experiments.auto.schedule import FEWEST, Scale, Tuned, language_stage, small_batch, stages
+from distill.trainable import by_path, trainable
+from experiments.auto.schedule import FEWEST, Scale, Tuned, language_stage, small_batch, with_stages
 from experiments.auto.sizing import by_side
 from experiments.run.batch_size import SHARE, rows_that_fit, saved_bytes
 from experiments.run.cuts import planned, reads_features, segment_targets, stored_features
@@ -24,6 +24,7 @@ from experiments.run.narrow import Narrow, held_by, left_by, with_dtypes
 from experiments.run.rows.samples import Samples
 from experiments.run.schema import Stage, Work
 from experiments.run.schema.recipe import recipe_of
+from experiments.run.unchanged import unchanged
 from pruning.planning import illegal_reason
 
 DISK = 0.8
@@ -96,7 +97,8 @@ def checkpoint_bytes(
     steps, results = 0.0, 0.0
     for work, before, after in _planned_stages(tables, config, wanted, rows):
         held = held_by(work, before, narrow)
-        step, result = (_state_bytes(after, work.stage, held, beside=each) for each in (STORED, 0))
+        result = _state_bytes(after, work.stage, held, beside=0)
+        step = _state_bytes(after, work.stage, held, beside=STORED, absent=unchanged(work, before))
         steps, results = max(steps, step), results + result
     return (CHECKPOINTS * steps + results) * sharding.model_parts()
 
@@ -139,8 +141,7 @@ def _planned_stages(
     tables: Mapping[str, Any], config: LMMConfig, wanted: Mapping[str, int], rows: int
 ) -> Iterator[tuple[Work, LMMConfig, LMMConfig]]:
     """Yields each stage of a plan with all of its steps, and the configs before and after its cut."""
-    of = stages(config, wanted, rows, Scale(1.0, 1.0), Tuned())
-    for work in recipe_of({**tables, "stage": of}, "plan").work:
+    for work in recipe_of(with_stages(tables, config, wanted, rows, Scale(1.0, 1.0), Tuned()), "plan").work:
         after = planned(config, work.stage, segment_targets(config, work.stage)[-1])
         yield work, config, after
         config = after
@@ -205,7 +206,15 @@ def micro_batches(
     return next((n for n, part in parts if part <= rows and sharding.padded_batch_size(part) == part), table.accumulate)
 
 
-def _state_bytes(config: LMMConfig, stage: Stage, held: Narrow, *, without: str = "", beside: int = TRAINED) -> float:
+def _state_bytes(
+    config: LMMConfig,
+    stage: Stage,
+    held: Narrow,
+    *,
+    without: str = "",
+    beside: int = TRAINED,
+    absent: Collection[str] = (),
+) -> float:
     """Bytes on each device of a stage's parameters, and of gradients and moments of those that are trained.
 
     Args:
@@ -214,8 +223,9 @@ def _state_bytes(config: LMMConfig, stage: Stage, held: Narrow, *, without: str 
         held: parameters that it holds in two bytes.
         without: dtype of parameters that are not counted.
         beside: bytes of a trained parameter beside its value.
+        absent: paths of parameters that are not counted.
     """
     shapes = with_dtypes(shapes_with_adapters(abstract(config), stage.adapters), held)
     trained = sum(leaf.size for leaf in jax.tree.leaves(trainable(shapes, stage.constant)))
-    counted = (leaf for leaf in jax.tree.leaves(shapes) if leaf.dtype.name != without)
+    counted = [leaf for path, leaf in by_path(shapes)[0].items() if leaf.dtype.name != without and path not in absent]
     return (beside * trained + sum(leaf.size * leaf.dtype.itemsize for leaf in counted)) / sharding.model_parts()

@@ -127,6 +127,25 @@ def stages(config: LMMConfig, wanted: Mapping[str, int], rows: int, scale: Scale
     return [*result, {"name": "language", **language}, {"name": "settle", "repeat": "auto", **settle}]
 
 
+def with_stages(
+    tables: Mapping[str, Any], config: LMMConfig, wanted: Mapping[str, int], rows: int, scale: Scale, tuned: Tuned
+) -> dict[str, Any]:
+    """Returns the tables of a recipe with the stages of a plan.
+
+    Args:
+        tables: from `base`.
+        config: as in `stages`.
+        wanted: as in `stages`.
+        rows: as in `stages`.
+        scale: as in `stages`.
+        tuned: as in `stages`.
+    """
+    each = stages(config, wanted, rows, scale, tuned)
+    if tables["teacher"].get("mode") == "online":  # for the losses that read it, it would read the shifted pictures
+        each = [{**stage, "shift": 0} if "loss" in stage else stage for stage in each]
+    return {**tables, "stage": each}
+
+
 def language_stage(config: LMMConfig, text: Mapping[str, int], tuned: Tuned, steps: int, batch: int) -> dict[str, Any]:
     """Returns a stage that cuts and trains the language model, without its name.
 
@@ -209,7 +228,7 @@ def fitted(
     """
 
     def written(image: float, text: float) -> tuple[dict[str, Any], list[tuple[str, float]]]:
-        raw = {**tables, "stage": stages(config, wanted, machine.rows.trained, Scale(image, text), tuned)}
+        raw = with_stages(tables, config, wanted, machine.rows.trained, Scale(image, text), tuned)
         return raw, _expected(raw, config, machine)
 
     def duration(image: float, text: float) -> float:
@@ -262,7 +281,7 @@ def scored_rows(
         All of them, or as many as take `SCORED` of the time, but not fewer than `COARSE` unless there are fewer.
     """
     rows = machine.rows.scored
-    raw = {**tables, "stage": stages(config, wanted, machine.rows.trained, Scale(1.0, 1.0), Tuned())}
+    raw = with_stages(tables, config, wanted, machine.rows.trained, Scale(1.0, 1.0), Tuned())
     every, none = (_total(_expected(raw, config, machine.scoring(scored))) for scored in (rows, 0))
     affordable = SCORED * goal.seconds / (every - none)
     return rows if affordable >= 1 else min(rows, max(COARSE, int(affordable * rows)))

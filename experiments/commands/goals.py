@@ -1,5 +1,6 @@
 """Options of a compression without a recipe, and its goal."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -7,6 +8,7 @@ import typer
 
 from antgmm_jax.errors import AntgmmError
 from experiments.run.export.schemes import Scheme
+from experiments.run.host.console import say
 
 if TYPE_CHECKING:
     from experiments.auto.goal import Goal
@@ -122,6 +124,20 @@ def check(recipe: Path | None, wish: Wish, *, plan_only: bool, together: bool, m
         # Another machine would plan other steps, as it has another speed.
         what = "several processes need" if together else "--mirror needs"
         raise AntgmmError(f"{what} a RECIPE: write it with --plan in one process first")
+
+
+def advise_changes(plan: Path, changes: list[str]) -> None:
+    """Says which changes are not in a plan.
+
+    Args:
+        plan: file of the plan.
+        changes: changes of recipe keys.
+    """
+    from experiments.auto.goal import stage_of
+
+    if left := [each for each in changes if stage_of(each) is not None]:
+        words = " ".join(f"--set {shlex.quote(each)}" for each in left)
+        say(f"note: the plan is without changes of its stages: give {words} to antgmm compress {plan} too, or edit it")
 
 
 def run_of(recipe: Path | None, wish: Wish) -> Path:

@@ -250,7 +250,7 @@ def export(
 
         check_scheme(student.config, quantize)
     prompt_template = template(prompt or _prompt_of_run(stage), like)
-    batches, chats = check_prompts(student.config, like, data, samples, prompt_template)
+    batches, chats = check_prompts(student.config, like, data, samples, prompt_template, max_new_tokens)
     questions = Questions(batches, max_new_tokens, *ends_of(like, student.config), chats)
     result = publish(
         student.config,
@@ -263,6 +263,7 @@ def export(
         questions=questions,
     )
     assert result is not None  # never None with questions and one process
+    upload(out, push)
     if quantize:
         from antgmm_jax.io.loading import load_processor
         from experiments.run.export.quantized import advise_upload, publish_quantized
@@ -273,7 +274,6 @@ def export(
         )
         publish_quantized(out, quantize, answered, max_new_tokens)
         advise_upload(out, quantize, push)
-    upload(out, push)
     rows = [
         ("largest difference of logits", f"{result.max_abs_logit_diff:.2g}"),
         ("largest logit", f"{result.max_abs_logit:.3g}"),

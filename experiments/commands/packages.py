@@ -96,7 +96,7 @@ def package(
     from experiments.run.export.ends import as_tuple
 
     config, params = load_hf(model)
-    batches, _ = check_prompts(config, model, data, samples, template(prompt, model))
+    batches, _ = check_prompts(config, model, data, samples, template(prompt, model), max_new_tokens)
     eos, pad = ends_of(model, config)
     limits = Limits(max_new_tokens, as_tuple(eos), pad)
     shapes = [Shape(*each) for each in product(batch or [1], width or [longest(batches)])]

@@ -118,6 +118,7 @@ def compress(
         return
     path = recipe or _planned(wish, folder, changes or [], options, push, quantize)
     if plan_only:
+        goals.advise_changes(path, changes or [])
         print_plan(path, as_json)
     else:
         _compress(path, folder, changes or [], options, as_json, push, as_report=as_report, scheme=quantize)
@@ -166,12 +167,12 @@ def _compress(
 
         figures = finish(Run(recipe, run, watch=watch), report=as_report)
         advise(recipe, run)
+        upload(run / "export", push)
         if scheme:
             from experiments.run.export.quantized import advise_upload, quantize_export
 
             quantize_export(recipe, run / "export", scheme)
             advise_upload(run / "export", scheme, push)
-        upload(run / "export", push)
     print_end(figures, run, as_json, as_report=as_report)
 
 

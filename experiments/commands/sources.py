@@ -3,7 +3,6 @@
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,7 +187,7 @@ def sizes_given(texts: Sequence[str]) -> dict[str, int | float]:
 
 
 def check_prompts(
-    config: "LMMConfig", like: Path, data: str, samples: int, prompt: str
+    config: "LMMConfig", like: Path, data: str, samples: int, prompt: str, max_new_tokens: int
 ) -> tuple[list[Mapping[str, Any]], list["Conversation"]]:
     """Returns prompts for the check of an export or a package.
 
@@ -198,19 +197,20 @@ def check_prompts(
         data: one of the forms of FORMS; "" for random prompts.
         samples: number of prompts; fewer if there are fewer records.
         prompt: prompt template.
+        max_new_tokens: maximum length of answers.
 
     Returns:
         Training batches with the prompts alone under `prompt/`, and conversations unless the prompts are random.
     """
     from antgmm_jax.io.loading import load_processor
-    from experiments.run.batch_size import rows_that_fit
+    from experiments.run.batch_size import answering
     from experiments.run.export.served_prompt import CHECKED, conversations
     from experiments.run.rows.random_batches import random_batch
     from experiments.run.rows.samples import Samples
 
     if data:
         questions = Samples(records(data, samples, fewer=True), load_processor(like), config, prompt=prompt)
-        fits = partial(rows_that_fit, config, min(32, len(questions)), dtype="float32")
+        fits = answering(config, min(32, len(questions)), max_new_tokens)
         return [*questions.questions(fits)], conversations(questions, CHECKED)
     starts = range(0, samples, 32)
     batches = [random_batch(config, min(32, samples - start), seed=start // 32) for start in starts]

@@ -1,9 +1,13 @@
 """Batch sizes of passes without gradients, from the memory of the devices."""
 
+from collections.abc import Callable
+from math import inf
+
 import jax
 import numpy as np
 
-from antgmm_jax.config import LMMConfig, Remat, StackConfig, towers
+from antgmm_jax.blocks import blocked
+from antgmm_jax.config import LMMConfig, Remat, StackConfig, Tower, towers
 from antgmm_jax.decoding import crowded
 from antgmm_jax.parallel import sharding
 from antgmm_jax.parallel.memory import device_memory
@@ -69,6 +73,29 @@ def rows_that_fit(
     return rows
 
 
+def answering(
+    config: LMMConfig, most: int, tokens: int, *, dtype: str = "float32", memory: float = 0
+) -> Callable[..., int]:
+    """Returns the batch size that fits as a function of lengths, for greedy answers and the loss of the right ones.
+
+    Args:
+        config: model config.
+        most: maximum number of rows.
+        tokens: tokens that are generated.
+        dtype: as in `rows_that_fit`.
+        memory: as in `rows_that_fit`.
+
+    Returns:
+        Columns of text and answers, and image slots, by name -> rows, as in `rows_that_fit`.
+    """
+
+    def fits(*, answer: int, **lengths: int) -> int:
+        lengths |= {"answer": max(answer, tokens), "generated": tokens}
+        return rows_that_fit(config, most, **lengths, dtype=dtype, memory=memory)
+
+    return fits
+
+
 def row_bytes(config: LMMConfig, *, text: int, answer: int, slots: int, itemsize: int) -> int:
     """Returns an upper estimate of the activations of a row in a forward pass or in generation.
 
@@ -85,14 +112,17 @@ def row_bytes(config: LMMConfig, *, text: int, answer: int, slots: int, itemsize
         Bytes.
     """
     tokens, alone = _tokens(config, text, answer, slots), _apart(config, slots)
-    layers = (
-        _score_bytes(tower.stack, tokens[tower.tokens], alone if tower.tokens == "images" else 1)
-        + _layer_bytes(tower.stack, tokens[tower.tokens], itemsize)
-        for tower in towers(config).values()
-    )
+    # Attention within segments never holds all pairs of a long row.
+    most = 2 * blocked.LARGEST if config.grid is not None else inf
+
+    def active(tower: Tower) -> float:
+        images = tower.tokens == "images"
+        scores = _score_bytes(tower.stack, tokens[tower.tokens], alone if images else 1)
+        return (min(scores, most) if images else scores) + _layer_bytes(tower.stack, tokens[tower.tokens], itemsize)
+
     cache = cost(config, 1, max(text, 1), max(answer, 1), itemsize=itemsize).kv_cache
     logits = 8 * max(answer, 1) * config.language.vocab
-    return max(layers) + cache + logits
+    return int(max(map(active, towers(config).values()))) + cache + logits
 
 
 def saved_bytes(config: LMMConfig, *, text: int, answer: int, slots: int, itemsize: int, remat: Remat) -> int:

@@ -1,6 +1,6 @@
 """Pruning in a stage: target sizes of its segments, and new weights."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import jax
 
@@ -121,6 +121,18 @@ def segment_targets(config: LMMConfig, stage: Stage) -> list[dict[str, int]]:
         }
         targets.append(pruning.legal_above(config, part))
     return [*targets, final]
+
+
+def projected_by(stage: Stage, config: LMMConfig) -> Collection[str]:
+    """Returns the paths of parameters that a stage's cuts to principal components replace by new numbers.
+
+    Args:
+        stage: the stage.
+        config: model config before the stage.
+    """
+    axes = complete(config, segment_targets(config, stage)[-1])
+    widths = [axis for axis in axes if stage.method(axis) == "principal"]
+    return pruning.projected(config, widths) if widths else ()
 
 
 def planned(config: LMMConfig, stage: Stage, targets: Mapping[str, int]) -> LMMConfig:

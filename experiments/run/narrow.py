@@ -7,15 +7,13 @@ import jax
 from flax.traverse_util import unflatten_dict
 
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.families import complete
 from antgmm_jax.io import checkpoint
 from antgmm_jax.pure import Params, abstract
 from distill.adapters import ADAPTERS, shapes_with_adapters
 from distill.state import state_dtypes
 from distill.trainable import by_path, under
-from experiments.run.cuts import segment_targets
+from experiments.run.cuts import projected_by
 from experiments.run.schema import Work
-from pruning import projected
 
 Narrow = Mapping[str, str]
 """Path of a parameter -> its dtype of two bytes; all other parameters are float32."""
@@ -49,12 +47,7 @@ def held_by(work: Work, config: LMMConfig, narrow: Narrow) -> dict[str, str]:
         config: config of the model before it.
         narrow: parameters of that model in two bytes.
     """
-    widths = [
-        axis
-        for axis in complete(config, segment_targets(config, work.stage)[-1])
-        if work.stage.method(axis) == "principal"
-    ]
-    changed = projected(config, widths) if widths else ()
+    changed = projected_by(work.stage, config)
     held = {path: dtype for path, dtype in narrow.items() if any(under(path, prefix) for prefix in work.narrow)}
     return {path: dtype for path, dtype in held.items() if path not in changed}
 

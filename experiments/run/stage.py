@@ -27,6 +27,7 @@ from experiments.run.progress.watching import StageWatcher
 from experiments.run.schema import Stage, Work
 from experiments.run.stepper import HISTORY_EVERY, Stepper, add_point
 from experiments.run.student import Student
+from experiments.run.unchanged import Unchanged
 from pruning.keep import shrunk_config
 
 
@@ -122,6 +123,7 @@ class StageRun:
         self.optimizer = optimizer_of(stage, self.objective.shapes(), self.objective.root)
         self.data = self.objective.data
         self.stepper = Stepper(self.working, self.data, self.identity)
+        self.unchanged = Unchanged(self.work, start, self.objective.root)
         state, place = self._resume(start)
         done = 0 if state is None else int(state.step)
         with bar(self.work.title, stage.steps, done, safe_point=_no_safe_point) as self.progress:
@@ -251,7 +253,7 @@ class StageRun:
                 "plan": place.plan,
                 "scores": place.scores,
             }
-        return self.stepper.save(state, record)
+        return self.stepper.save(self.unchanged.without(state), record)
 
     def _resume(self, start: Student) -> tuple[State | None, _Place]:
         place, record = _Place(start.config, start.keep, 0, {}, {}, []), self.stepper.record()
@@ -262,7 +264,8 @@ class StageRun:
             names = ("keep", "plan", "scores")
             arrays = {name: {axis: pruning.as_kept(v) for axis, v in record[name].items()} for name in names}
             place = place._replace(config=from_dict(record["config"]), cuts=record["cuts"], **arrays)
-        return self.stepper.restore(self.objective.like(place.config, self.optimizer)), place
+        like = self.objective.like(place.config, self.optimizer)
+        return self.unchanged.restored(self.stepper.restore, like), place
 
 
 def _no_safe_point() -> None:

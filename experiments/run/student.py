@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import jax
 import numpy as np
 
 import distill
@@ -19,9 +20,10 @@ from antgmm_jax.io import checkpoint
 from antgmm_jax.io.bounds import check_model_config
 from antgmm_jax.io.convert import open_hf
 from antgmm_jax.io.files import one_line
-from antgmm_jax.io.placed import on_devices
+from antgmm_jax.io.placed import on_devices, placed
 from antgmm_jax.parallel.processes import broadcast_from_first, run_on_first
 from antgmm_jax.pure import Params, functional
+from distill.trainable import by_path
 
 _DIGITS = 16
 """Hexadecimal digits of a teacher's digest."""
@@ -63,6 +65,21 @@ class Student(NamedTuple):
         """
         params = self.weights()
         return on_devices(self.config, params, distill.state_dtypes(params, frozen, changed))
+
+    def only(self, paths: Collection[str], frozen: Sequence[str] = ()) -> dict[str, jax.Array]:
+        """Loads some of the parameters for a state of training; nothing else uses the arrays.
+
+        Args:
+            paths: their paths, parts joined by "/".
+            frozen: as in `begin`.
+
+        Returns:
+            Path -> JAX array, as in `begin`.
+        """
+        params = self.weights()
+        axes, _ = by_path(functional(self.config).axes, lambda node: not isinstance(node, dict))
+        leaves, dtypes = (by_path(tree)[0] for tree in (params, distill.state_dtypes(params, frozen)))
+        return {path: placed(leaves[path], axes[path], dtype=dtypes[path]) for path in sorted(paths)}
 
     def loaded_once(self, dtype: str) -> Self:
         """Returns the same model, which loads its parameters when they are first needed and keeps them.

@@ -27,7 +27,7 @@ MODEL = preset("qwen2.5-vl-tiny")
 @pytest.fixture
 def small_blocks(monkeypatch):
     def use():
-        monkeypatch.setattr(blocked, "_LARGEST", 0)
+        monkeypatch.setattr(blocked, "LARGEST", 0)
         monkeypatch.setattr(blocked, "_BLOCK", 16)
         monkeypatch.setattr(blocked, "_QUERIES", 16)
 

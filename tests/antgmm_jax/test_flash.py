@@ -112,7 +112,7 @@ def test_xla_computes_all_attention_without_a_supported_gpu():
 
 @pytest.mark.usefixtures("gpu")
 def test_cudnn_gets_blocks_of_the_queries_of_long_rows_of_segments(monkeypatch):
-    monkeypatch.setattr(blocked, "_LARGEST", 0)
+    monkeypatch.setattr(blocked, "LARGEST", 0)
     monkeypatch.setattr(blocked, "_QUERIES", 16)
     q, k = SHAPE((2, 40, 3, 8), jnp.bfloat16), SHAPE((2, 3, 40, 8), jnp.bfloat16)
 

@@ -249,12 +249,13 @@ def test_all_rows_that_are_too_long_are_listed(encode, records, family):
         encode(family, records, max_length=limit)
     head, *lines = str(caught.value).split("\n")
     long = [(r.id, n) for r, n in zip(records, alone, strict=True) if n > limit]
-    assert head == f"{len(long)} of 24 rows are too long; shorten or remove them, or raise max_length"
+    left = 'or leave them out (too_long = "drop" in the table of the data)'
+    assert head == f"{len(long)} of 24 rows are too long; shorten or remove them, or raise max_length, {left}"
     assert lines == [f"{name}: prompt of {n} tokens, at most {limit}" for name, n in long]
     with pytest.raises(AntgmmError) as caught:
         encode(family, [replace(records[0], id=""), records[1]], max_length=1, max_answer=1)
     head, *lines = str(caught.value).split("\n")
-    assert head == "2 of 2 rows are too long; shorten or remove them, or raise max_length and max_answer"
+    assert head == f"2 of 2 rows are too long; shorten or remove them, or raise max_length and max_answer, {left}"
     assert [line.split(" of ")[0] for line in lines] == [
         *("record 1: prompt", "record 1: answer", f"{records[1].id}: prompt", f"{records[1].id}: answer")
     ]

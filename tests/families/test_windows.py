@@ -44,7 +44,7 @@ def test_rows_of_several_large_pictures_equal_pytorchs(monkeypatch, tmp_path_fac
     """Rows that are long enough for attention within windows and, in the other layers, in blocks."""
     case = case_of(QWEN, shape, tmp_path_factory.getbasetemp())
     monkeypatch.setattr(cases, "_picture", lambda rng, *_: places(*rng.integers(4, 9, 2).tolist()))
-    monkeypatch.setattr(blocked, "_LARGEST", 0)
+    monkeypatch.setattr(blocked, "LARGEST", 0)
     arrays = cases.batch(case.config)
     assert isinstance(case.config, PackedConfig)
     segments = jnp.zeros((1, arrays["images"]["valid"].shape[1] * case.config.vision.merge**2), jnp.int32)

@@ -31,12 +31,13 @@ from experiments.run.batch_size import rows_that_fit
 from experiments.run.calibration import importance_pieces, scoring_pieces
 from experiments.run.cuts import after, planned, reads_features, segment_targets, weighs_tokens
 from experiments.run.features import views
-from experiments.run.narrow import held_by, left_by
+from experiments.run.narrow import held_by, left_by, with_dtypes
 from experiments.run.progress.flops import pass_flops
 from experiments.run.schema import Recipe, Training, Work
 from experiments.run.schema.stage import UNREAD
 from experiments.run.stage import optimizer_of
 from experiments.run.targets import CACHE_BATCH, IN_MEMORY, target_names
+from experiments.run.unchanged import unchanged
 from pruning.costs import cost, total_parameters
 
 SCORED, GATE = 64, 64
@@ -181,8 +182,12 @@ def _stage(
     left = left_by(work, config, load.narrow)
     adapted = [leaf.size for path, leaf in by_path(abstract(config))[0].items() if path in {*held} - {*left}]
     result = step.memory["parameters"] + 2 * sum(adapted) // (load.mesh["fsdp"] * load.mesh["tensor"])
+    shapes = by_path(with_dtypes(abstract(config), held))[0]
+    same = unchanged(work, config) if work.objective == "answers" else ()
+    absent = sum(shapes[path].size * shapes[path].dtype.itemsize for path in same)
+    saved = state - absent // (load.mesh["fsdp"] * load.mesh["tensor"])
     # Two checkpoints are kept while the next one is written; the stage's result has the parameters alone.
-    disk = (3 * state + result) * load.devices
+    disk = (3 * saved + result) * load.devices
     held, sent = state + AHEAD * step.memory["batch"], stage.steps * sum(step.sent.values())
     flops = stage.steps * step.flops
     yield Phase(

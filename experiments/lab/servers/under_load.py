@@ -49,7 +49,7 @@ def under_load(
         while time.monotonic() < begin + duration:
             sent = time.perf_counter()
             try:
-                text = answer(server, records[row], template, max_new_tokens)
+                text = answer(server, records[row], template, max_new_tokens).text
             except AntgmmError as error:
                 errors.append(str(error))
             else:

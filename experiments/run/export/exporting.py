@@ -10,7 +10,7 @@ from antgmm_jax.io.folders import checksums, verify
 from antgmm_jax.parallel import sharding
 from antgmm_jax.parallel.memory import device_memory
 from antgmm_jax.parallel.processes import from_first_process, run_on_first
-from experiments.run.batch_size import rows_that_fit
+from experiments.run.batch_size import answering
 from experiments.run.export.card import CARD, origin_of
 from experiments.run.export.publishing import Questions, publish
 from experiments.run.export.served_prompt import CHECKED, conversations
@@ -85,12 +85,8 @@ def _questions(recipe: Recipe | Training, config: LMMConfig, test: Samples) -> Q
     longest = recipe.evaluate.max_new_tokens
     # The parameters in the dtype of the files stay beside those in float32.
     beside = 0 if recipe.export.dtype == "float32" else 2 * total_parameters(config)
-
-    def fits(*, answer: int, **lengths: int) -> int:
-        lengths |= {"answer": max(answer, longest), "generated": longest}
-        return rows_that_fit(config, 64, **lengths, dtype="float32", memory=device_memory() - beside)
-
     with sharding.without_mesh():
+        fits = answering(config, 64, longest, memory=device_memory() - beside)
         questions = [*test.questions(fits, GATE_PROMPTS)]
     batches = [{**batch, "id": np.array(test.names(batch["index"]))} for batch in questions]
     return Questions(batches, longest, *test.end_tokens, conversations(test, CHECKED))

@@ -1,7 +1,7 @@
 """Quantized exports, scored beside the export that they were made of."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +12,10 @@ from antgmm_jax.extras import require
 from antgmm_jax.io.convert import open_hf
 from antgmm_jax.io.hub import upload_command
 from antgmm_jax.io.loading import load_processor
+from antgmm_jax.parallel import sharding
 from antgmm_jax.parallel.processes import is_first, run_on_first
 from data.encoding import decode
+from experiments.run.batch_size import answering
 from experiments.run.export.card import CARD, SERVED, UNSCORED, URL
 from experiments.run.export.in_torch import split, stop_at, torch_answers, torch_model
 from experiments.run.export.publishing import fresh_alone
@@ -117,7 +119,9 @@ def publish_quantized(export: Path, scheme: Scheme, samples: Samples, max_new_to
     out = scheme.beside(export)
     with fresh_alone(out) as hidden:
         without_kernel = quantize(export, hidden, scheme.value)
-        (old, before), (new, after) = (_scored(one, samples, max_new_tokens) for one in (export, hidden))
+        fits = answering(open_hf(export)[0], min(_BATCH, len(samples)), max_new_tokens)
+        with sharding.without_mesh():  # this process answers all rows
+            (old, before), (new, after) = (_scored(one, samples, fits, max_new_tokens) for one in (export, hidden))
         equal = sum(map(str.__eq__, before, after))
         sizes = (sum(file.stat().st_size for file in one.glob("*.safetensors")) for one in (export, hidden))
         loss = Loss(scheme.value, old["exact_match"], new["exact_match"], equal, len(before), *sizes)
@@ -144,15 +148,18 @@ def _card(text: str, loss: Loss) -> str:
     return text + _CARD.format(**loss._asdict(), lost=-loss.points)
 
 
-def _scored(directory: Path, samples: Samples, max_new_tokens: int) -> tuple[Mapping[str, Any], list[str]]:
+def _scored(
+    directory: Path, samples: Samples, fits: Callable[..., int], max_new_tokens: int
+) -> tuple[Mapping[str, Any], list[str]]:
     """Scores and answers of a checkpoint in PyTorch."""
     model, (eos, pad) = _loaded(directory), samples.end_tokens
     stop_at(model, eos=eos, pad=pad)
     tokens = np.zeros((len(samples), max_new_tokens), np.int64)
     with bar(f"answers of {directory.name.strip('.')}", len(samples)) as update:
-        for batch in samples.in_order(min(_BATCH, len(samples)), prompts=True):
+        done = 0
+        for batch in samples.questions(fits):
             tokens[batch["index"]] = torch_answers(model, split(batch)[1], max_new_tokens, pad)
-            update(int(batch["index"].max()) + 1, "")
+            update(done := done + len({*batch["index"]}), "")
     answers = decode(load_processor(directory), tokens, samples.encoder.opening)
     return metrics(samples.records, answers), answers
 

@@ -13,6 +13,7 @@ from antgmm_jax.parallel.sharding import local_rows, padded_batch_size
 from data import collate
 from data.batching import Batches, batches, sequential_batches
 from data.encoding import Encoder
+from data.limits import LONGEST_ANSWER, MOST_TOKENS
 from data.making import ImageOptions, Views, batch, in_threads, moved
 from data.packing import packed_batches, row_count
 from data.record import PROMPT, Arrays, Record
@@ -59,8 +60,8 @@ class Samples:
         processor: ProcessorMixin,
         config: LMMConfig,
         *,
-        max_length: int = 4096,
-        max_answer: int = 1024,
+        max_length: int = MOST_TOKENS,
+        max_answer: int = LONGEST_ANSWER,
         buckets: Sequence[int] = (),
         prompt_buckets: Sequence[int] = (),
         pack: int = 0,

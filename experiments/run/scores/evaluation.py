@@ -23,7 +23,7 @@ from data.source import Source
 from distill.chunked import at_positions
 from distill.losses import hard
 from distill.teacher import model_inputs
-from experiments.run.batch_size import rows_that_fit
+from experiments.run.batch_size import answering, rows_that_fit
 from experiments.run.host.console import say
 from experiments.run.rows.samples import Samples
 
@@ -56,17 +56,13 @@ def evaluate(
     """
     params, most, (eos, pad) = on_devices(config, params, dtype), min(batch_size, len(samples)), samples.end_tokens
 
-    def fits(*, answer: int, **lengths: int) -> int:
-        longest = max(answer, max_new_tokens)
-        return rows_that_fit(config, most, answer=longest, generated=max_new_tokens, **lengths, dtype=dtype)
-
     if line := too_long(samples.rows.index.answer, max_new_tokens):
         say(line)
     done = np.zeros(len(samples), bool)
     tokens, losses = np.zeros((len(samples), max_new_tokens), np.int32), np.zeros((2, len(samples)))
     vision = phases(config, max_new_tokens, (eos,), pad).vision
     # A batch decodes until its longest answer ends, so batch questions with answers of similar length.
-    for batch in samples.questions(fits):
+    for batch in samples.questions(answering(config, most, max_new_tokens, dtype=dtype)):
         placed = _with_features(params, shard_rows(batch), vision)
         prompt = {**placed, **{name: placed[f"prompt/{name}"] for name in ("input_ids", "attention_mask")}}
         generated = generate(config, params, prompt, max_new_tokens=max_new_tokens, eos=eos, pad=pad)

@@ -21,6 +21,7 @@ from PIL import Image
 
 from antgmm_jax.errors import AntgmmError
 from data.record import PROMPT, Record, turns_of
+from experiments.run.host.console import say
 
 KEY = "OPENAI_API_KEY"
 """Variable of the environment with the key that servers want, as clients of the OpenAI interface read it."""
@@ -80,7 +81,19 @@ def check_url(url: str) -> None:
         raise AntgmmError("--url: write it as http://HOST:PORT/v1, without user, password or query")
 
 
-def answer(server: Server, record: Record, template: str, max_new_tokens: int) -> str:
+class Reply(NamedTuple):
+    """An answer of a server.
+
+    Attributes:
+        text: the answer, without white space around it.
+        early: tokens of an answer that the server ended at a limit of its own; 0 for any other.
+    """
+
+    text: str
+    early: int
+
+
+def answer(server: Server, record: Record, template: str, max_new_tokens: int) -> Reply:
     """Returns the greedy answer of a server to a record.
 
     Args:
@@ -100,14 +113,18 @@ def answer(server: Server, record: Record, template: str, max_new_tokens: int) -
     }
     reply = _reply(server, "chat/completions", body)
     try:
-        text = reply["choices"][0]["message"]["content"]
+        choice = reply["choices"][0]
+        text = choice["message"]["content"]
     except (KeyError, TypeError, IndexError):
-        text = None
+        choice, text = {}, None
     else:
         text = "" if text is None else text  # a server that takes thoughts apart, of an answer that is no more than one
     if not isinstance(text, str):
         raise _rubbish(server, "chat/completions", reply)
-    return text.strip()
+    usage = reply.get("usage")
+    taken = usage.get("completion_tokens") if isinstance(usage, Mapping) else None
+    cut = choice.get("finish_reason") == "length" and isinstance(taken, int) and 0 < taken < max_new_tokens
+    return Reply(text.strip(), taken if cut else 0)
 
 
 def answers(
@@ -120,6 +137,8 @@ def answers(
     progress: Callable[[int, str], None] = lambda done, note="": None,
 ) -> list[str]:
     """Returns the answers of a server to all records, with several requests at a time and none repeated.
+
+    A message says how many answers the server ended at a limit of its own.
 
     Args:
         server: the server.
@@ -134,9 +153,9 @@ def answers(
     """
     failed = Event()
 
-    def one(row: int) -> str:
+    def one(row: int) -> Reply:
         if failed.is_set():
-            return ""
+            return Reply("", 0)
         try:
             return answer(server, records[row], template, max_new_tokens)
         except BaseException:
@@ -152,7 +171,13 @@ def answers(
         except BaseException:
             failed.set()
             raise
-        return [future.result() for future in futures]
+        replies = [future.result() for future in futures]
+    if early := [reply.early for reply in replies if reply.early]:
+        say(
+            f"{len(early)} of {len(replies)} answers were ended by the server after {max(early)} tokens, before"
+            f" --max-new-tokens {max_new_tokens}: start it with a higher limit"
+        )
+    return [reply.text for reply in replies]
 
 
 def request_messages(record: Record, template: str = PROMPT) -> list[dict[str, Any]]:
@@ -191,10 +216,7 @@ def _reply(server: Server, path: str, body: Mapping[str, Any] | None = None) -> 
         request = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), headers)
         content = _read(request, server.timeout)
     except _Refused as error:
-        raise AntgmmError(
-            f"{url} refuses the request with status {error}: see the log of the server, or give a smaller"
-            " --max-new-tokens"
-        ) from error
+        raise AntgmmError(f"{url} refuses the request with status {error}: {_remedy(path, error.status)}") from error
     except TimeoutError as error:
         raise AntgmmError(
             f"{url} has not answered in {server.timeout:g} s: use fewer --clients, or give it more time with --timeout"
@@ -208,8 +230,21 @@ def _reply(server: Server, path: str, body: Mapping[str, Any] | None = None) -> 
         raise _rubbish(server, path, content.decode(errors="replace")) from error
 
 
+def _remedy(path: str, status: int) -> str:
+    """What to do about a request that a server refuses."""
+    if status in (401, 403):
+        return f"set {KEY} to the key of the server"
+    if path == "models":
+        return "correct --url, which usually ends with /v1"
+    return "see the log of the server, or give a smaller --max-new-tokens"
+
+
 class _Refused(Exception):
     """A reply with the status of an error; the message is the status with the beginning of the text."""
+
+    def __init__(self, status: int, details: str):
+        super().__init__(f"{status} ({details})")
+        self.status = status
 
 
 def _read(request: urllib.request.Request, timeout: float) -> bytes:
@@ -260,7 +295,7 @@ def _content_of(request: urllib.request.Request, end: float) -> bytes:
                 if time.monotonic() > end:
                     raise TimeoutError
     except urllib.error.HTTPError as error:
-        raise _Refused(f"{error.code} ({_details(error)})") from error
+        raise _Refused(error.code, _details(error)) from error
     return content
 
 

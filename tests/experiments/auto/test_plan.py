@@ -7,9 +7,13 @@ import tomllib
 import pytest
 from PIL import Image
 
+from antgmm_jax.io.convert import open_hf, save_hf
+from experiments.auto import plan as planning
 from experiments.auto import tune
+from experiments.auto.goal import Goal
 from experiments.auto.look import spread
 from experiments.commands.goals import Wish
+from experiments.run import batch_size
 from experiments.run.export.schemes import Scheme
 from experiments.run.schema.recipe import load_recipe
 from tests.experiments.tiny import save_llava, save_qwen3_vl, save_smolvlm, save_teacher
@@ -34,6 +38,29 @@ def rows(tmp_path):
     return write_rows(tmp_path / "rows.jsonl", 20)
 
 
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(("backend", "float16"), [("cpu", "float32"), ("gpu", "bfloat16")])
+def test_accelerators_compute_in_bfloat16_unless_a_file_is_wider(monkeypatch, tmp_path, backend, float16, half):
+    """All tables of the plan follow from it; it is found from the files before anything is measured."""
+    teacher = save_teacher(tmp_path / "teacher")
+    if half:
+        save_hf(*open_hf(teacher), tmp_path / "half", like=teacher, dtype="bfloat16")
+    monkeypatch.setattr(batch_size.jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(planning, "_amount", lambda goal, tables, place: seen.append(tables) or stop())
+    seen: list[dict] = []
+
+    def stop():
+        raise KeyboardInterrupt
+
+    for changes, expected in (((), float16 if half else "float32"), (("optimizer.dtype=float32",), "float32")):
+        rows = {"kind": "jsonl", "path": "a.jsonl", "samples": 20}
+        goal = Goal(str(tmp_path / ("half" if half else "teacher")), rows, rows, smaller=2.0, changes=changes)
+        monkeypatch.setattr(planning, "counted", lambda table: table)
+        with pytest.raises(KeyboardInterrupt):
+            planning.measured(goal, tmp_path)
+        assert seen.pop()["optimizer"].get("dtype", "float32") == expected
+
+
 @pytest.mark.long
 def test_one_command_plans_once_and_compresses(antgmm, monkeypatch, tmp_path, rows):
     for name, value in (("STEPS", 2), ("FEWEST", 2)):
@@ -41,6 +68,7 @@ def test_one_command_plans_once_and_compresses(antgmm, monkeypatch, tmp_path, ro
     tried = []
     monkeypatch.setattr(tune, "spread", lambda records, most: (tried.append(most), spread(records, most))[1])
     words = ["compress", "--model", save_llava(tmp_path / "teacher"), "--data", rows, "--set", "seed=7"]
+    left = [*words, "--params", "30000", "--set", "stage.settle.shift=0"]
     result = antgmm(*words, "--params", "30000", "--plan")
     assert result.exit_code == 0, result.output
     assert "warning: the teacher's answers score" in result.stderr
@@ -53,6 +81,7 @@ def test_one_command_plans_once_and_compresses(antgmm, monkeypatch, tmp_path, ro
     assert [stage.name for stage in recipe.stages] == ["image", "language", "settle"]
     assert recipe.data.samples + recipe.evaluate.data.samples == 20
     assert recipe.seed == 7
+    assert "give --set stage.settle.shift=0 to antgmm compress" in antgmm(*left, "--plan").stderr
     assert [path.name for path in plan.parent.iterdir()] == [plan.name]
     plan.write_text(re.sub("warmup = .*", "", re.sub("recover_steps = .*", "recover_steps = 3", plan.read_text())))
     result = antgmm(*words, "--params", "30000", "--no-report")

@@ -30,6 +30,7 @@ from experiments.auto.schedule import (
     saved_every,
     scored_rows,
     stages,
+    with_stages,
 )
 from experiments.auto.sizing import by_side, value_of
 from experiments.auto.tune import FEWEST, Trial, steps_within
@@ -165,6 +166,15 @@ def test_the_image_side_gets_a_fifth_of_a_short_time():
     )
     assert image / most[0] > 0.5 > language * 16 / (most[1] * 64)
     assert time(short, image, language, settle) == pytest.approx((none + enough) / 2, rel=0.01)
+
+
+def test_an_online_teacher_does_not_read_shifted_pictures():
+    """The loss of the image side reads it; the other stages learn from labels, with shifted pictures."""
+    raw, config, wanted, _ = planned("llava")
+    for mode, shifts in (("cache", [1, 1, 1]), ("online", [0, 1, 1])):
+        tables = {**raw, "teacher": {**raw["teacher"], "mode": mode}}
+        made = with_stages(tables, config, wanted, 5000, Scale(1.0, 1.0), Tuned())
+        assert [stage.shift for stage in recipe_of(made, "plan").stages] == shifts
 
 
 def test_a_plan_has_at_least_600_steps_of_64_or_more_steps_of_16():

@@ -236,7 +236,7 @@ def test_an_export_records_the_prompt_that_is_given_else_that_of_its_run_else_th
 
 
 def test_the_check_draws_the_requested_number_of_random_prompts():
-    batches, conversations = check_prompts(preset("antgmm-tiny"), None, "", 40, "")
+    batches, conversations = check_prompts(preset("antgmm-tiny"), None, "", 40, "", 32)
     assert conversations == []
     assert [len(batch["input_ids"]) for batch in batches] == [32, 8]
     assert np.concatenate([batch["index"] for batch in batches]).tolist() == list(range(40))

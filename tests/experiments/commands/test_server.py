@@ -39,7 +39,7 @@ class Fake(ThreadingHTTPServer):
     def __init__(self, reply, names=("student",)):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url, self.reply, self.names = f"http://127.0.0.1:{self.server_port}/v1", reply, names
-        self.location = ""
+        self.location = self.key = ""
         self.status, self.bodies, self.active, self.most, self.lock = 200, [], 0, 0, threading.Lock()
 
     def handle_error(self, request, client_address):
@@ -53,8 +53,12 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        assert self.path == "/v1/models"
-        self._send({"object": "list", "data": [{"id": name} for name in self.server.names]}, 200)
+        if self.path != "/v1/models":
+            self._send({"detail": "Not Found"}, 404)
+        elif self.server.key and self.headers["Authorization"] != f"Bearer {self.server.key}":
+            self._send({"error": "Unauthorized"}, 401)
+        else:
+            self._send({"object": "list", "data": [{"id": name} for name in self.server.names]}, 200)
 
     def do_POST(self):
         assert self.path == "/v1/chat/completions"
@@ -193,6 +197,33 @@ def test_rubbish_is_one_line(antgmm, data, reply, status, message, tmp_path):
     assert message.replace('\\"', '"') in complaint
     assert len(complaint) < 400
     assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_a_url_without_the_end_of_the_interface_and_a_missing_key_are_named(refused, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with serving(lambda body: completion("a")) as fake:
+        whole, fake.url = fake.url, fake.url.removesuffix("/v1")
+        complaint = refused("eval", "--data", "jsonl:none.jsonl", "--url", fake.url)
+        assert complaint.startswith(f"{fake.url}/models refuses the request with status 404 ")
+        assert complaint.endswith(": correct --url, which usually ends with /v1")
+        fake.key = "secret"
+        complaint = refused("eval", "--data", "jsonl:none.jsonl", "--url", whole)
+    assert complaint.startswith(f"{whole}/models refuses the request with status 401 ")
+    assert complaint.endswith(": set OPENAI_API_KEY to the key of the server")
+
+
+def test_answers_that_the_server_ended_at_its_own_limit_are_counted(antgmm, data):
+    """They count as wrong although the model is right; at the limit that was asked for, nothing is said."""
+
+    def reply(body):
+        tokens = 2 if number(body) < 2 else body["max_tokens"]
+        (choice,) = completion("Item")["choices"]
+        return {"choices": [{**choice, "finish_reason": "length"}], "usage": {"completion_tokens": tokens}}
+
+    with serving(reply) as fake:
+        shown = antgmm("eval", "--data", data, "--url", fake.url, "--max-new-tokens", "5").stderr
+    line = "2 of 5 answers were ended by the server after 2 tokens, before --max-new-tokens 5: start it with a higher"
+    assert f"{line} limit\n" in shown
 
 
 def test_an_answer_without_content_is_empty(antgmm, data, tmp_path):

@@ -74,17 +74,38 @@ def test_the_rows_are_spread_over_the_devices_of_a_mesh(monkeypatch):
         assert rows(monkeypatch, 1 * GB) == 8
 
 
+def temporaries(config, inputs):
+    """Bytes of a forward pass to the last states, by XLA's own count of its temporaries."""
+    apply = jax.jit(lambda params, inputs: functional(config).apply(params, inputs, collect=("final",))["final"])
+    return apply.lower(abstract(config), inputs).compile().memory_analysis().temp_size_in_bytes
+
+
 @pytest.mark.parametrize("name", ["llava-tiny", "antgmm-tiny"])
 def test_the_estimate_is_above_the_compilers_temporaries(name):
-    """Of a forward pass to the last states, per row, by XLA's own count of its temporaries."""
     config, count = preset(name), 8
     batch = random_batch(config, count, words=32, answer=8)
     inputs = {key: batch[key] for key in ("images", "input_ids", "attention_mask", "decoder_input_ids") if key in batch}
-    apply = jax.jit(lambda params, inputs: functional(config).apply(params, inputs, collect=("final",))["final"])
-    used = apply.lower(abstract(config), inputs).compile().memory_analysis().temp_size_in_bytes
+    used = temporaries(config, inputs)
     text, slots = batch["input_ids"].shape[1], batch["images"]["valid"].shape[1]
     estimate = count * row_bytes(config, text=text, answer=8, slots=slots, itemsize=4)
     assert used < estimate < 30 * used
+
+
+def test_the_estimate_counts_no_pairs_of_the_patches_of_a_large_picture():
+    """16 384 patches: their pairs alone, which attention within segments never holds, are 4.3 GB with two heads."""
+    config, times = preset("qwen2.5-vl-tiny"), 64
+    batch = random_batch(config, 2, words=32, answer=8)
+    images = {
+        name: jax.ShapeDtypeStruct((2, times * leaf.shape[1], *leaf.shape[2:]), leaf.dtype)
+        for name, leaf in batch["images"].items()
+    }
+    slots = images["valid"].shape[1]
+    text = batch["input_ids"].shape[1] + (slots - slots // times) * config.bridge_tokens
+    ids = jax.ShapeDtypeStruct((2, text), batch["input_ids"].dtype)
+    used = temporaries(config, {"images": images, "input_ids": ids, "attention_mask": ids})
+    patches = slots * config.tokens["vision"]
+    estimate = 2 * row_bytes(config, text=text, answer=8, slots=slots, itemsize=4)
+    assert used < estimate < 2 * 8 * config.vision.stack.heads * patches**2
 
 
 def test_a_cpu_computes_in_float32():

@@ -1,5 +1,7 @@
 """Parameters that a stage does not train stay in the two bytes of their files, and nothing else changes."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ NAMES = ("01-image", "02-text")
 STAGES = """[
     {name = "image", frozen = ["language"], sizes = {"vision/mlp" = 16, "bridge/embed" = 16}, mask_steps = 1, \
 recover_steps = 2, importance = "magnitude", loss = {hard = 0.0, soft = 0.0, vision = 1.0}},
-    {name = "text", frozen = ["vision", "bridge"], adapters = {"language/decoder/blocks/mlp" = 2}, recover_steps = 3},
+    {name = "text", frozen = ["vision", "bridge"], adapters = {"language/decoder/blocks/mlp" = 2}, recover_steps = 4},
 ]""".replace("\n", "")
 
 
@@ -58,6 +60,7 @@ def runs(folder):
         assert place is not None
         raise KeyboardInterrupt
 
+    steps = {}
     Run(recipe_of(folder, "float32"), folder / "whole").scores()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "train", halting)
@@ -65,13 +68,15 @@ def runs(folder):
             try:
                 Run(recipe_of(folder, "bfloat16"), folder / "halted").scores()
             except KeyboardInterrupt:
-                continue
-    return folder / "whole", folder / "halted"
+                for record in folder.glob("halted/steps/*/00000002/step.json"):
+                    paths = [leaf["path"] for leaf in json.loads(record.read_text())["contents"]["leaves"].values()]
+                    steps[record.parts[-3]] = {"/".join(path[1:]) for path in paths if path[0] == "params"}
+    return folder / "whole", folder / "halted", steps
 
 
 @pytest.mark.long
 def test_results_equal_those_of_float32_files(runs):
-    whole, halted = runs
+    whole, halted, _ = runs
     for stage in ("01-image", "02-text"):
         first, second = params_of(whole, stage), params_of(halted, stage)
         assert first.keys() == second.keys()
@@ -83,11 +88,23 @@ def test_results_equal_those_of_float32_files(runs):
 @pytest.mark.long
 def test_only_parameters_that_no_stage_trained_stay_in_two_bytes(runs):
     """The second stage keeps the first one's image side in float32, and adds adapters to maps of two bytes."""
-    _, halted = runs
+    _, halted, _ = runs
     half = {stage: {p for p, leaf in params_of(halted, stage).items() if leaf.dtype == "bfloat16"} for stage in NAMES}
     language = {path for path in params_of(halted, "01-image") if under(path, "language")}
     assert half["01-image"] == language
     assert half["02-text"] == set()
+
+
+@pytest.mark.long
+def test_checkpoints_of_steps_hold_no_parameters_that_a_stage_leaves_as_they_are(runs):
+    """Runs continue from them: the results of the halted run equal those of the whole one."""
+    _, halted, steps = runs
+    paths = params_of(halted, "02-text").keys()
+    language = {path for path in paths if under(path, "language")}
+    assert steps["01-image"] == paths - language
+    adapters = {path for path in steps["02-text"] if under(path, "adapters")}
+    assert adapters
+    assert steps["02-text"] - adapters == {path for path in language if not under(path, "language/decoder/blocks/mlp")}
 
 
 @pytest.mark.long

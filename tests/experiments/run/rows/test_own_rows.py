@@ -146,7 +146,8 @@ def test_bad_rows_are_listed_together_before_training(ads, command, preset):
     for (line, reason), error in zip(expected.items(), reasons, strict=True):
         assert error.startswith(f"line {line}: ") and reason in error
     head, *reasons = errors_of(long)
-    assert head.endswith("3 of 24 rows are too long; shorten or remove them, or raise max_length and max_answer")
+    remedy = 'or raise max_length and max_answer, or leave them out (too_long = "drop" in the table of the data)'
+    assert head.endswith(f"3 of 24 rows are too long; shorten or remove them, {remedy}")
     assert head.startswith("ads/train.jsonl: ")
     parts = [(2, "prompt", 512), (3, "answer", 64), (4, "prompt", 512), (4, "answer", 64)]
     assert len(reasons) == len(parts)
