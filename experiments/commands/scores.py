@@ -97,7 +97,9 @@ def evaluate(
         checkpoint = None if model is None else _opened(model, source, text)
         length = max_new_tokens or _longest(checkpoint)
         if server is not None:
-            results["server"] = _served(server, source, text, length, clients)
+            # What a template writes before answers was trained on, and a server may leave it there.
+            before = "" if checkpoint is None else checkpoint.questions.encoder.opening
+            results["server"] = _served(server, source, text, length, clients, before)
         if checkpoint is not None:
             results["JAX"] = _in_jax(checkpoint, length, batch)
     figures = {**next(iter(results.values())).figures, **({"url": url} if url else {})}
@@ -153,14 +155,15 @@ def _in_jax(checkpoint: _Checkpoint, max_new_tokens: int, batch: int) -> _Result
     return _Result(*scored("answers", *checkpoint, **limits))
 
 
-def _served(server: "Server", source: "Source", prompt: str, max_new_tokens: int, clients: int) -> _Result:
-    """Scores and answers of a server, which gets questions only if all rows are valid."""
+def _served(server: "Server", source: "Source", prompt: str, max_new_tokens: int, clients: int, before: str) -> _Result:
+    """Scores and answers of a server without `before`; it gets questions only if all rows are valid."""
     from experiments.run.scores.evaluation import metrics
     from experiments.run.scores.server import answers
 
     check_rows(source)
     with bar("answers of the server", len(source)) as update:
         given = answers(server, source, prompt, max_new_tokens=max_new_tokens, clients=clients, progress=update)
+    given = [text.removeprefix(before).strip() for text in given]
     return _Result(metrics(source, given), given)
 
 

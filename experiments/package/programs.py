@@ -9,7 +9,8 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, EncoderDecoderCache, StaticCache
+from transformers import Cache, DynamicCache, EncoderDecoderCache, StaticCache
+from transformers.cache_utils import StaticLayer
 from transformers.modeling_outputs import BaseModelOutput
 
 State = tuple[Tensor, Tensor, list[list[Tensor]], list[list[Tensor]]]
@@ -50,12 +51,12 @@ class Start(nn.Module):
         if model.config.is_encoder_decoder:
             first = mask.new_full((len(mask), 1), model.config.decoder_start_token_id)
             inputs = {"decoder_input_ids": first, "encoder_outputs": model.get_encoder()(attention_mask=mask, **inputs)}
-            own, place = StaticCache(model.config, self.tokens), torch.zeros_like(mask[:, 0])
+            own, place = _static(model.config, self.tokens), torch.zeros_like(mask[:, 0])
             cache = EncoderDecoderCache(own, cross)
         else:
             place, inputs["position_ids"] = mask.sum(1), (mask.cumsum(1) - 1).clamp(min=0)
             mask = torch.cat([mask, mask.new_ones(len(mask), self.tokens)], dim=1)
-            own = cache = StaticCache(model.config, mask.shape[1])
+            own = cache = _static(model.config, mask.shape[1])
         out = model(**inputs, attention_mask=mask, use_cache=True, **{_cache_name(model): cache})
         return out.logits[:, -1].argmax(-1), (mask, place, _tensors(own), _tensors(cross))
 
@@ -76,7 +77,7 @@ class Next(nn.Module):
         """Computes the next token, int64 [B], from the last one and the number of tokens so far."""
         mask, place, layers, crossed = state
         config, length = self.model.config, layers[0][0].shape[2]
-        own: Any = StaticCache(config, length)
+        own: Any = _static(config, length)
         cross = DynamicCache()
         # The decoder of an encoder has read the start token and the answer, other models the prompt and the answer.
         before = number if config.is_encoder_decoder else number - 1 + length - self.tokens
@@ -96,6 +97,15 @@ class Next(nn.Module):
             cache = own
         out = self.model(**inputs, attention_mask=mask, use_cache=True, **{_cache_name(self.model): cache})
         return out.logits[:, -1].argmax(-1), (mask, place, _tensors(own), crossed)
+
+
+def _static(config: Any, length: int) -> Cache:
+    """A cache of fixed size with all positions in every layer; the mask of local layers hides what they do not see.
+
+    The cache of `transformers` for local layers holds the last positions alone, and counts them in a Python number that
+    a traced program does not have.
+    """
+    return Cache(layers=[StaticLayer(max_cache_len=length) for _ in StaticCache(config, length).layers])
 
 
 def generating(model: Any) -> Any:

@@ -19,7 +19,7 @@ from antgmm_jax.io.loading import load_processor
 from data.encoding import Encoder, decode, special_tokens
 from experiments.run.export.completion import positions
 from experiments.run.export.ends import answer_tokens
-from experiments.run.export.in_torch import greedy_answers, stop_at, torch_model
+from experiments.run.export.in_torch import greedy_answers, stop_at, torch_model, without_gpu
 from experiments.run.host.console import say
 
 STEP = 16
@@ -83,6 +83,7 @@ class Model(NamedTuple):
         pictured: whether the model needs an image.
         special: what a text must not contain.
         taken: tree of a row's images -> tokens of the prompt that they take.
+        opening: words that the model writes before each answer, which are left out.
     """
 
     reads: Inputs
@@ -95,6 +96,7 @@ class Model(NamedTuple):
     pictured: bool
     special: re.Pattern[str]
     taken: Callable[[Mapping[str, np.ndarray]], int]
+    opening: str
 
     @property
     def processor(self) -> ProcessorMixin:
@@ -166,8 +168,8 @@ class Model(NamedTuple):
             return [ModelError(f"the model cannot answer the request: {reason}")]
         for row, question in zip(tokens, questions, strict=True):
             row[question.most :] = self.pad
-        answers = []
-        for text, row, one in zip(decode(self.processor, tokens), tokens, questions, strict=True):
+        answers, texts = [], decode(self.processor, tokens, self.opening)
+        for text, row, one in zip(texts, tokens, questions, strict=True):
             ends = np.flatnonzero(np.isin(row[: one.most], self.ends))
             answers.append(Answer(text, bool(len(ends)), len(one.ids), int(ends[0]) + 1 if len(ends) else one.most))
         return answers
@@ -207,11 +209,16 @@ def load(directory: Path, *, max_new_tokens: int, most: int) -> Model:
         max_new_tokens: maximum length of answers.
         most: most rows of a batch.
 
+    Returns:
+        The model; a message says so if it is on the CPU although there is a GPU.
+
     Raises:
         AntgmmError: the files cannot be loaded.
     """
     config, _ = open_hf(directory)
     processor, model = load_processor(directory), torch_model(directory)
+    if line := without_gpu(model):
+        say(line)
     encoder = Encoder(processor, config)
     ends, pad = answer_tokens(directory, encoder)
     stop_at(model, eos=[*ends], pad=pad)
@@ -227,6 +234,7 @@ def load(directory: Path, *, max_new_tokens: int, most: int) -> Model:
         "pixel_values" in taken and taken["pixel_values"].default is Parameter.empty,
         special_tokens(processor.tokenizer, config.image_token),
         partial(family(config).image_tokens, config),
+        encoder.opening,
     )
 
 

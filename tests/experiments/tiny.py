@@ -20,6 +20,7 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.families import new_processor
 from antgmm_jax.families.blip2.presets import sized as blip2_t5
 from antgmm_jax.families.common.words import EOS, IMAGE, PAD
+from antgmm_jax.families.gemma3.presets import sized as gemma3
 from antgmm_jax.families.idefics3.presets import sized as smolvlm
 from antgmm_jax.families.llava.presets import sized as llava
 from antgmm_jax.families.qwen3_vl.presets import sized as qwen3_vl
@@ -214,6 +215,23 @@ def save_smolvlm(directory: Path) -> Path:
     processor = new_processor(config, train_tokenizer(corpus("s", 200), vocab=256, min_frequency=2))
     processor.image_processor.do_image_splitting = True
     processor.image_processor.size = {"longest_edge": 64}
+    return _save(config, processor, directory)
+
+
+def save_gemma3(directory: Path) -> Path:
+    """Saves a Gemma 3 checkpoint with random weights, of which five of six layers see the last 8 positions only."""
+    config = gemma3(
+        vision=(2, 32, 2, 48),
+        text=(6, 32, 2, 48),
+        head_dims=(16, 16),
+        image=32,
+        patch=8,
+        side=2,
+        window=8,
+        vocab=320,
+        image_token=IMAGE,
+    )
+    processor = new_processor(config, train_tokenizer(corpus("s", 200), vocab=256, min_frequency=2))
     return _save(config, processor, directory)
 
 

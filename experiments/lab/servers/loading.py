@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import open_hf
 from antgmm_jax.io.loading import load_processor
 from data.source import Source
@@ -50,8 +53,10 @@ def measure(models: Mapping[str, tuple[Path, str]], load: Load, logs: Path) -> d
         model -> `questions`, `equal_to_jax`, and `load`, number of clients -> the result of `under_load`.
 
     Raises:
-        AntgmmError: a server does not start, does not answer, or does not end.
+        AntgmmError: JAX holds an accelerator, or a server does not start, does not answer, or does not end.
     """
+    if jax.default_backend() != "cpu":
+        raise AntgmmError("JAX would hold the accelerator that the servers need: set JAX_PLATFORMS=cpu")
     logs.mkdir(parents=True, exist_ok=True)
     return {name: _measured(name, *model, load, logs / f"{name}.log") for name, model in models.items()}
 

@@ -31,8 +31,28 @@ def torch_device(nbytes: int) -> str:
     """
     import torch
 
-    needed = ROOM * nbytes + WORKSPACE
-    return "cuda" if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > needed else "cpu"
+    return "cuda" if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > _needed(nbytes) else "cpu"
+
+
+def _needed(nbytes: int) -> int:
+    return ROOM * nbytes + WORKSPACE
+
+
+def without_gpu(model: Any) -> str:
+    """Returns a line about a model that runs on the CPU although there is a GPU; "" for any other.
+
+    Args:
+        model: from `torch_model`.
+    """
+    import torch
+
+    if model.device.type != "cpu" or not torch.cuda.is_available():
+        return ""
+    needed, free = _needed(model.get_memory_footprint()), torch.cuda.mem_get_info()[0]
+    return (
+        f"warning: the model runs on the CPU: on the GPU, it is loaded with {needed / 1e9:.3g} GB free,"
+        f" of which there are {free / 1e9:.3g}"
+    )
 
 
 def torch_model(directory: str | os.PathLike):

@@ -49,6 +49,13 @@ def test_images_of_unequal_size_are_compared_without_padding():
     assert figures["unequal"] == 1
 
 
+def test_servers_are_not_loaded_beside_a_process_that_holds_their_accelerator(monkeypatch, tmp_path):
+    monkeypatch.setattr(loading.jax, "default_backend", lambda: "gpu")
+    with pytest.raises(AntgmmError, match="hold the accelerator that the servers need: set JAX_PLATFORMS=cpu"):
+        loading.measure({}, loading.Load([], 4, (1,), 1.0), tmp_path / "logs")
+    assert not (tmp_path / "logs").exists()
+
+
 @pytest.mark.long
 def test_an_export_gives_equal_answers_in_jax_and_transformers(tmp_path):
     export = pruned_export("llava-tiny", tmp_path)

@@ -18,7 +18,7 @@ from experiments.package.pytorch import Answerer, pytorch
 from experiments.package.requests import Limits, Shape, fitted, taken
 from experiments.run.export.in_torch import split, stop_at, torch_answers, torch_model, torch_tensors
 from tests.experiments.package.prompts import prompts
-from tests.experiments.tiny import save_llava, save_smolvlm, save_teacher
+from tests.experiments.tiny import save_gemma3, save_llava, save_smolvlm, save_teacher
 
 TOKENS = 5
 NEVER = 999_999  # no token of the models
@@ -41,7 +41,7 @@ print(torch.stack(answer, 1).tolist())
 """
 
 
-@pytest.mark.parametrize("save", [save_teacher, save_llava, save_smolvlm])
+@pytest.mark.parametrize("save", [save_teacher, save_llava, save_smolvlm, save_gemma3])
 def test_programs_answer_as_generate(tmp_path, save):
     directory = save(tmp_path / "model")
     prompt, model = split(prompts(directory, TOKENS))[1], torch_model(directory)

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 from prometheus_client import CollectorRegistry
@@ -70,6 +71,27 @@ def test_an_answer_has_the_length_that_is_asked_for_and_says_whether_it_ended(tm
     assert of([word] * 4)[1:] == (False, prompt, 4)
     assert of([word, word, end, pad], 2)[:2] == of([word, word, pad, pad])[:2]
     assert of([word, word, end, pad], 2)[1] is False
+
+
+def test_words_that_a_template_writes_before_answers_are_not_sent(tmp_path):
+    model = load(save_llava(tmp_path / "model"), max_new_tokens=TOKENS, most=3)
+    read = conversation({"messages": request_messages(RECORDS[0])})
+    tokens = model.processor.tokenizer("red cross", add_special_tokens=False).input_ids[-TOKENS:]
+    fixed = model._replace(answer=lambda batch: np.array([[*tokens, *[model.pad] * TOKENS][:TOKENS]]))
+    whole = fixed.answers([fixed.question(*read)])[0].text
+    fixed = fixed._replace(opening=whole[:2])
+    assert fixed.answers([fixed.question(*read)])[0].text == whole[2:].strip() != whole
+
+
+def test_a_server_says_that_it_does_not_use_the_gpu_and_why(tmp_path, monkeypatch, capsys):
+    directory = save_llava(tmp_path / "model")
+    load(directory, max_new_tokens=TOKENS, most=3)
+    assert "GPU" not in "".join(capsys.readouterr())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10**9, 10**11))
+    load(directory, max_new_tokens=TOKENS, most=3)
+    line = "warning: the model runs on the CPU: on the GPU, it is loaded with 1.07 GB free, of which there are 1\n"
+    assert line in "".join(capsys.readouterr())
 
 
 def test_images_that_exceed_the_prompt_are_refused_one_by_one(tmp_path):
