@@ -123,8 +123,9 @@ def answer(server: Server, record: Record, template: str, max_new_tokens: int) -
         raise _rubbish(server, "chat/completions", reply)
     usage = reply.get("usage")
     taken = usage.get("completion_tokens") if isinstance(usage, Mapping) else None
-    ended = isinstance(taken, int) and choice.get("finish_reason") == "length" and 0 < taken < max_new_tokens
-    return Reply(text.strip(), taken if ended else 0)
+    if choice.get("finish_reason") == "length" and isinstance(taken, int) and 0 < taken < max_new_tokens:
+        return Reply(text.strip(), taken)
+    return Reply(text.strip(), 0)
 
 
 def answers(
