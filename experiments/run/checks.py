@@ -86,7 +86,7 @@ def check_steps(work: Work, params: Params, rows: int) -> None:
 
 
 def check_batches(work: Work) -> None:
-    """Checks that the devices divide the batches of a stage, also those of calibration.
+    """Checks that the devices divide the batches of a stage.
 
     Args:
         work: the stage.
@@ -94,13 +94,11 @@ def check_batches(work: Work) -> None:
     Raises:
         AntgmmError: they do not.
     """
-    table = work.stage.optimizer
-    for rows in (table.batch_size, table.pieces(1)["batch_size"]):
-        try:
-            local_rows(rows)
-        except AntgmmError as error:
-            parts = "" if table.accumulate == 1 else f" with accumulate = {table.accumulate}"
-            raise AntgmmError(f"{work.title}: batch_size = {table.batch_size}{parts}: {error}") from error
+    rows = work.stage.optimizer.batch_size
+    try:
+        local_rows(rows)
+    except AntgmmError as error:
+        raise AntgmmError(f"{work.title}: batch_size = {rows}: {error}") from error
 
 
 def check_states(config: LMMConfig, recipe: Recipe) -> None:

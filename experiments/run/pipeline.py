@@ -28,6 +28,7 @@ from experiments.run.folder import RunFolder
 from experiments.run.host.allocator import return_freed_memory, returning_memory_of_compilers
 from experiments.run.host.console import say
 from experiments.run.host.energy import Energy
+from experiments.run.micro_batches import with_parts
 from experiments.run.objectives import Shared
 from experiments.run.progress.forecast import TARGETS, Rows, announce, look_at
 from experiments.run.progress.watching import NOTHING, Watch, watching
@@ -267,6 +268,7 @@ class Run:
     def _trained(self, work: Work, student: Student, shared: Shared, energy: Callable[[], Energy]) -> Student:
         run_on_first(lambda: exporting.forget(self.folder))
         working = self.folder.steps(work.number, work.stage.name)
+        work = with_parts(work)
         work = with_visits(work, self._parent(work), lambda: self.teacher_scored()[0], shared.samples.rows.index.names)
         watcher = self._watcher.stage(work, None if self.origin.teacher is None else self.origin.teacher.config)
         try:

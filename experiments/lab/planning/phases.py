@@ -29,8 +29,10 @@ from experiments.lab.planning.shapes import batch_shapes, mesh_for, model_shapes
 from experiments.lab.planning.step import StepSpec
 from experiments.run.batch_size import rows_that_fit
 from experiments.run.calibration import importance_pieces, scoring_pieces
+from experiments.run.checks import check_batches
 from experiments.run.cuts import after, planned, reads_features, segment_targets, weighs_tokens
 from experiments.run.features import views
+from experiments.run.micro_batches import with_parts
 from experiments.run.narrow import held_by, left_by, with_dtypes
 from experiments.run.progress.flops import pass_flops
 from experiments.run.schema import Recipe, Training, Work
@@ -67,11 +69,14 @@ def phases(recipe: Recipe | Training, config: LMMConfig, load: Load, start: LMMC
     with jax.set_mesh(mesh_for(load.mesh, load.chip)):
         shapes = model_shapes(config, dtype)
         largest = max(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+        for work in recipe.work:
+            check_batches(work)
+        works = [*map(with_parts, recipe.work)]
     yield Phase("loading", {"model": bytes_of(shapes)}, host=largest)
     if isinstance(recipe, Recipe) and recipe.teacher.mode == "cache" and target_names(recipe):
         yield _cache(recipe, config, load)
     config = start or config
-    for work in recipe.work:
+    for work in works:
         yield from _stage(recipe, work, config, teacher, load)
         load = load._replace(narrow=left_by(work, config, load.narrow))
         config = after(config, work.stage)

@@ -16,6 +16,7 @@ from antgmm_jax.parallel.sharding import make_mesh
 from distill import LossConfig, StepConfig
 from experiments.run.checks import check_batches, check_sizes
 from experiments.run.cuts import planned
+from experiments.run.micro_batches import with_parts
 from experiments.run.pipeline import Run
 from experiments.run.schema import Stage, Work
 from experiments.run.schema.recipe import load_recipe
@@ -119,16 +120,26 @@ def test_errors_of_later_stages_are_refused_before_the_first_stage(folder, tmp_p
     assert not (tmp_path / "run" / "stages").exists()
 
 
-def test_micro_batches_that_the_devices_do_not_divide_are_refused_before_the_run():
-    table = StepConfig(learning_rate=0.1, batch_size=16, accumulate=8)
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "parts"),
+    [(16, 8, 4), (16, 4, 4), (16, 2, 2), (16, 1, 1), (24, 12, 6), (24, 4, 3), (4, 4, 1)],
+)
+def test_devices_that_do_not_divide_micro_batches_take_fewer_larger_ones(batch, accumulate, parts):
+    """Four devices, whose micro-batches have at least a row for each; by hand."""
+    table = StepConfig(learning_rate=0.1, batch_size=batch, accumulate=accumulate)
     stage = Stage(name="a", recover_steps=2, loss=LossConfig(hard=1.0), optimizer=table)
     work = Work(1, "stage 'a'", stage, "answers", 0)
-    check_batches(work)
-    message = "^stage 'a': batch_size = 16 with accumulate = 8: a batch of 2 rows is not divisible by data x fsdp = 4"
+    assert with_parts(work) == work
     with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
-        check_batches(work._replace(stage=stage.model_copy(update={"optimizer": replace(table, accumulate=4)})))
-        with pytest.raises(AntgmmError, match=message):
-            check_batches(work)
+        check_batches(work)
+        assert with_parts(work).stage.optimizer == replace(table, accumulate=parts)
+        one_more = work._replace(
+            stage=stage.model_copy(update={"optimizer": replace(table, batch_size=18, accumulate=2)})
+        )
+        with pytest.raises(
+            AntgmmError, match="^stage 'a': batch_size = 18: a batch of 18 rows is not divisible by data x"
+        ):
+            check_batches(one_more)
 
 
 def test_weights_of_another_shape_are_refused_before_training(folder, tmp_path):
