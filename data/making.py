@@ -40,8 +40,8 @@ class Views(Protocol):
 
     count: int
 
-    def __getitem__(self, index: int) -> Float[np.ndarray, "V M N D"]:
-        """Returns the features of all views of a row."""
+    def __getitem__(self, place: tuple[int, int]) -> Float[np.ndarray, "M N D"]:
+        """Returns the features of a row, by its number, in one of the views."""
         ...
 
 
@@ -89,7 +89,7 @@ class ImageOptions:
         if self.views is None or self.pictures:
             images = rows.images(index)
         if self.views is not None:
-            return {**images, "vision_features": self.views[index][int(choice)]}
+            return {**images, "vision_features": self.views[index, int(choice)]}
         return moved(images, choice)
 
 

@@ -36,6 +36,8 @@ from experiments.run.student import Student
 
 VIEWS = 4
 """Number of shifted views per image in the cache."""
+_FORMAT = 2
+"""Raise it when the records change: those of an earlier version are not read."""
 FILES = 64
 """Files of a cache, about; an interrupted computation goes on after the last whole one."""
 
@@ -79,11 +81,12 @@ class StoredViews:
     def __init__(self, directory: Path, samples: int):
         meta = read_book(directory / "meta.json", f"remove {directory} and run it again")
         self.count, self._shape, self._dtype = meta["views"], meta["shape"], np.dtype(meta["dtype"])
-        self._rows = Shards(directory, samples, directory)
+        self._records = Shards(directory, samples * self.count, directory)
 
-    def __getitem__(self, index: int) -> Float[np.ndarray, "V M N D"]:
-        """Returns the features of all views of a row."""
-        return np.frombuffer(self._rows[index], self._dtype).reshape(self.count, -1, *self._shape)
+    def __getitem__(self, place: tuple[int, int]) -> Float[np.ndarray, "M N D"]:
+        """Returns the features of a row, by its number, in one of the views."""
+        row, view = place
+        return np.frombuffer(self._records[row * self.count + view], self._dtype).reshape(-1, *self._shape)
 
 
 class ImageFeatures:
@@ -114,7 +117,7 @@ class ImageFeatures:
         del params  # for the pass, they are loaded again in its dtype
         # Config and parameters are nested alike. The key does not depend on the language model.
         parts = {path[0]: to_dict(getattr(config, path[0])) for path in paths}
-        about = f"{json.dumps(parts)} {shift} {dtype} {self._seed} {self._samples.fingerprint}"
+        about = f"{_FORMAT} {json.dumps(parts)} {shift} {dtype} {self._seed} {self._samples.fingerprint}"
         key = fingerprint(leaves, about)[:16]
         del leaves
         if self._made is None or key != self._key:
@@ -179,7 +182,7 @@ def image_features(
 
     moves = np.stack([drawn(rng, shift, (len(samples),)).astype(np.int16) for _ in range(count)])
     partial = _partial(directory)
-    stored = run_on_first(lambda: _begin(partial, len(samples)))
+    stored = run_on_first(lambda: _begin(partial, len(samples), count))
     held = broadcast_from_first(np.zeros(len(samples), bool) if stored is None else stored)
     slots = samples.needs.slots
     needed = feature_bytes(config, samples, shift, dtype) * slots[~held].sum() / max(1, slots.sum())
@@ -188,12 +191,13 @@ def image_features(
     with bar("image features", len(samples), int(held.sum()), safe_point=preemption.leave) as update:
         try:
             for index, batch in samples.pictures(fits, moves, held):
-                computed = np.stack([gather(run(params, shard_rows(images))) for images in batch], axis=1)
                 rows, places = np.unique(index, return_index=True)  # a group's last batch repeats its last row
                 new = ~held[rows]
-                if writer is not None:
-                    for row, features in zip(rows[new].tolist(), computed[places[new]], strict=True):
-                        writer.add(row, features[:, : samples.needs.slots[row]].tobytes())
+                for view, images in enumerate(batch):  # each is written before the next one takes its memory
+                    computed = gather(run(params, shard_rows(images)))
+                    if writer is not None:
+                        for row, place in zip(rows[new].tolist(), places[new], strict=True):
+                            writer.add(row * count + view, computed[place, : samples.needs.slots[row]].tobytes())
                 held[rows], unsaved = True, unsaved + len(rows)
                 if writer is not None and unsaved * FILES >= len(samples):
                     writer.flush()
@@ -250,12 +254,12 @@ def _partial(directory: Path) -> Path:
     return directory.with_name(f".{directory.name}.tmp")
 
 
-def _begin(partial: Path, samples: int) -> np.ndarray:
-    """Starts or resumes a computation; returns which rows are stored already, bool [samples]."""
+def _begin(partial: Path, samples: int, views: int) -> np.ndarray:
+    """Starts or resumes a computation; returns which rows are stored already in all views, bool [samples]."""
     partial.mkdir(parents=True, exist_ok=True)
     for leftover in partial.glob(".*.tmp"):
         leftover.unlink()
-    return Shards(partial, samples).held
+    return Shards(partial, samples * views).held.reshape(samples, views).all(axis=1)
 
 
 def _finish(writer: Writer | None, partial: Path, directory: Path, meta: dict[str, Any]) -> None:

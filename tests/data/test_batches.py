@@ -158,7 +158,7 @@ def test_each_visit_of_a_row_draws_one_computed_view():
             count = 1 + row % 2
             np.testing.assert_array_equal(valid, np.arange(2) < count)
             assert not features[count:].any()
-            (view,) = np.flatnonzero((views[row] == features[:count]).all(axis=(1, 2, 3)))
+            (view,) = np.flatnonzero((views.features[row] == features[:count]).all(axis=(1, 2, 3)))
             drawn[int(row)].add(int(view))
     assert all(views == {0, 1, 2, 3} for views in drawn.values())
     both = next(run(rows, 3, 4, seen=ImageOptions(views=views, pictures=True)))

@@ -160,7 +160,7 @@ def test_each_sample_of_a_row_gets_features_of_one_of_its_views():
         assert {*made["images"]} == {"valid"}
         for samples, features in zip(made["index"], made["vision_features"], strict=True):
             for sample, view_features in zip(samples[samples >= 0], features, strict=False):
-                (view,) = np.flatnonzero((views[sample][:, 0] == view_features).all(axis=(1, 2)))
+                (view,) = np.flatnonzero((views.features[sample][:, 0] == view_features).all(axis=(1, 2)))
                 drawn[int(sample)].add(int(view))
     assert all(views == {0, 1, 2, 3} for views in drawn.values())
 

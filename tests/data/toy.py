@@ -51,5 +51,6 @@ class ToyViews:
         self.features = [*features]
         self.count = len(self.features[0])
 
-    def __getitem__(self, index):
-        return self.features[index]
+    def __getitem__(self, place):
+        row, view = place
+        return self.features[row][view]

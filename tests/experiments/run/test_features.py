@@ -51,9 +51,14 @@ def talkative(model):
     return config, jax.tree.map(lambda leaf: 2 * leaf, params), processor, samples
 
 
+def every(features, row):
+    """The features of a row in all views, [V, M, N, D]."""
+    return np.stack([features[row, view] for view in range(features.count)])
+
+
 def whole(features):
     """The features of all rows, [N, V, M, N, D]."""
-    return np.stack([features[row] for row in range(ROWS)])
+    return np.stack([every(features, row) for row in range(ROWS)])
 
 
 def test_features_and_pictures_give_equal_logits(model, tmp_path):
@@ -165,12 +170,12 @@ def test_rows_with_several_pictures_and_none_have_their_features(model, tmp_path
     several = Samples(rows, processor, config)
     features = image_features(config, params, several, tmp_path / "several", batch_size=2)
     alone = image_features(config, params, samples, tmp_path / "alone", batch_size=4)
-    assert [features[row].shape[1] for row in range(3)] == [2, 0, 1]
-    assert feature_bytes(config, several, 0, "float32") == sum(features[row].nbytes for row in range(3))
+    assert [every(features, row).shape[1] for row in range(3)] == [2, 0, 1]
+    assert feature_bytes(config, several, 0, "float32") == sum(every(features, row).nbytes for row in range(3))
     assert feature_bytes(config, several, 1, "bfloat16") == VIEWS / 2 * feature_bytes(config, several, 0, "float32")
     for row, pictures in ((0, (0, 1)), (2, (2,))):
         for slot, picture in enumerate(pictures):
-            np.testing.assert_allclose(features[row][:, slot], alone[picture][:, 0], atol=1e-5, rtol=1e-5)
+            np.testing.assert_allclose(features[row, 0][slot], alone[picture, 0][0], atol=1e-5, rtol=1e-5)
     pictures, cached = (next(several.shuffled(3, 2, features=given)) for given in (None, features))
     np.testing.assert_array_equal(pictures["images"]["valid"], cached["images"]["valid"])
     expected, got = (functional(config).apply(params, batch)["logits"] for batch in (pictures, cached))
@@ -285,7 +290,7 @@ def test_rows_with_many_pictures_widen_only_their_own_batches(model, tmp_path):
     assert answers == alone
     features = image_features(config, params, several, tmp_path / "several", batch_size=4)
     for row, each in enumerate(records):
-        kept, given = features[row], len(each.images)
+        kept, given = every(features, row), len(each.images)
         assert kept.shape[:2] == (1, given)
         if given:
             pixels = jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], whole_shape["images"])
