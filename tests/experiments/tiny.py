@@ -179,7 +179,7 @@ def save_teacher(directory: Path) -> Path:
 def save_llava(directory: Path) -> Path:
     """Saves, with PyTorch, a LLaVA checkpoint with random weights and a tokenizer of MAAD-synth."""
     like = llava(vision=(3, 32, 2, 48), text=(3, 32, 4, 48), head_dims=(16, 8), image=32, patch=16, **_WORDS)
-    processor = new_processor(like, train_tokenizer(corpus("s", 200), vocab=256, min_frequency=2))
+    processor = _processor(like)
     vision = {"model_type": "clip_vision_model", "num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 2}
     text = {"model_type": "llama", "num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4, "head_dim": 8}
     config = transformers.LlavaConfig(
@@ -212,7 +212,7 @@ def save_smolvlm(directory: Path) -> Path:
         vocab=320,
         image_token=IMAGE,
     )
-    processor = new_processor(config, train_tokenizer(corpus("s", 200), vocab=256, min_frequency=2))
+    processor = _processor(config)
     processor.image_processor.do_image_splitting = True
     processor.image_processor.size = {"longest_edge": 64}
     return _save(config, processor, directory)
@@ -231,8 +231,7 @@ def save_gemma3(directory: Path) -> Path:
         vocab=320,
         image_token=IMAGE,
     )
-    processor = new_processor(config, train_tokenizer(corpus("s", 200), vocab=256, min_frequency=2))
-    return _save(config, processor, directory)
+    return _save(config, _processor(config), directory)
 
 
 def save_qwen3_vl(directory: Path) -> Path:
@@ -248,8 +247,12 @@ def save_qwen3_vl(directory: Path) -> Path:
         vocab=320,
         image_token=IMAGE,
     )
-    processor = new_processor(config, train_tokenizer(corpus("s", 200), vocab=256, min_frequency=2))
-    return _save(config, processor, directory)
+    return _save(config, _processor(config), directory)
+
+
+def _processor(config: LMMConfig) -> ProcessorMixin:
+    """A processor with a tokenizer of MAAD-synth."""
+    return new_processor(config, train_tokenizer(corpus("s", 200), vocab=256, min_frequency=2))
 
 
 def _save(config: LMMConfig, processor: ProcessorMixin, directory: Path) -> Path:
