@@ -259,7 +259,7 @@ def _begin(partial: Path, samples: int, views: int) -> np.ndarray:
     partial.mkdir(parents=True, exist_ok=True)
     for leftover in partial.glob(".*.tmp"):
         leftover.unlink()
-    return Shards(partial, samples * views).held.reshape(samples, views).all(axis=1)
+    return np.asarray(Shards(partial, samples * views).held.reshape(samples, views).all(axis=1))
 
 
 def _finish(writer: Writer | None, partial: Path, directory: Path, meta: dict[str, Any]) -> None:
