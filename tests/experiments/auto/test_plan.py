@@ -41,7 +41,7 @@ def rows(tmp_path):
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize(("backend", "float16"), [("cpu", "float32"), ("gpu", "bfloat16")])
 def test_accelerators_compute_in_bfloat16_unless_a_file_is_wider(monkeypatch, tmp_path, backend, float16, half):
-    """All tables of the plan follow from it; it is found from the files before anything is measured."""
+    """The plan reads it from the files before it measures anything."""
     teacher = save_teacher(tmp_path / "teacher")
     if half:
         save_hf(*open_hf(teacher), tmp_path / "half", like=teacher, dtype="bfloat16")
