@@ -22,7 +22,7 @@ from antgmm_jax.io.convert import open_hf
 from antgmm_jax.io.files import one_line
 from antgmm_jax.io.placed import on_devices, placed
 from antgmm_jax.parallel.processes import broadcast_from_first, run_on_first
-from antgmm_jax.pure import Params, functional
+from antgmm_jax.pure import Params, functional, is_axes
 from distill.trainable import by_path
 
 _DIGITS = 16
@@ -77,7 +77,7 @@ class Student(NamedTuple):
             Path -> JAX array, as in `begin`.
         """
         params = self.weights()
-        axes, _ = by_path(functional(self.config).axes, lambda node: not isinstance(node, dict))
+        axes, _ = by_path(functional(self.config).axes, is_axes)
         leaves, dtypes = (by_path(tree)[0] for tree in (params, distill.state_dtypes(params, frozen)))
         return {path: placed(leaves[path], axes[path], dtype=dtypes[path]) for path in sorted(paths)}
 
