@@ -23,6 +23,7 @@ class Mirror(ThreadingHTTPServer):
         files: "models/ORG/NAME" or "datasets/ORG/NAME" -> file name -> content.
         created: bodies of the requests that created repositories.
         requests: method and path of all requests.
+        sent: bytes of repositories' files that were downloaded.
     """
 
     daemon_threads = True
@@ -33,6 +34,7 @@ class Mirror(ThreadingHTTPServer):
         self.files: dict[str, dict[str, bytes]] = {}
         self.created: list[dict[str, Any]] = []
         self.requests: list[str] = []
+        self.sent = 0
         self._thread = Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
 
     def __enter__(self):
@@ -130,6 +132,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._missing("EntryNotFound")
             return
         digest = hashlib.sha1(data).hexdigest()
+        if (span := self.headers.get("Range", "")).startswith("bytes="):
+            first, _, last = span.removeprefix("bytes=").partition("-")
+            part = data[int(first) : int(last or len(data)) + 1]
+            self.server.sent += len(part)
+            self._send(part, {"Content-Range": f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"}, 206)
+            return
+        self.server.sent += len(data) if self.command == "GET" else 0
         self._send(data, {"ETag": f'"{digest}"', "X-Repo-Commit": self.server.commit(repository)})
 
     def _known(self, repository: str, revision: str) -> bool:

@@ -115,8 +115,28 @@ def local(path: str | os.PathLike, kind: str = "") -> Path:
         raise AntgmmError(f"{repository} is not a name of a model: {_FORMS}")
     folder = _snapshot(repository, "model", MODEL, _SKIPPED)
     if not any(folder.glob("*.safetensors")):
-        raise AntgmmError(f"{repository} has no safetensors: convert it with transformers and use that folder")
+        raise without_safetensors(repository)
     return folder
+
+
+def without_safetensors(repository: Repository) -> AntgmmError:
+    """Returns the error for a model that has no safetensors."""
+    return AntgmmError(f"{repository} has no safetensors: convert it with transformers and use that folder")
+
+
+def config_of(repository: Repository) -> Path:
+    """Downloads config.json of a model alone.
+
+    Args:
+        repository: its name.
+
+    Returns:
+        The folder that holds it, named like the commit.
+
+    Raises:
+        AntgmmError: it cannot be downloaded, or no family reads such a model.
+    """
+    return _snapshot(repository, "model", (_CONFIG,), _SKIPPED)
 
 
 def pinned(path: str, kind: str = "") -> str:
@@ -157,7 +177,7 @@ def check_target(name: str) -> None:
     repository = parse(name)
     if repository is None or repository.revision or repository.path:
         raise AntgmmError(f"--push {name}: write it as hf:ORG/NAME")
-    if _offline():
+    if offline():
         raise AntgmmError(f"--push {name}: HF_HUB_OFFLINE is set: unset it, or leave out --push")
 
 
@@ -241,7 +261,6 @@ def _below(files: Sequence[str], path: str) -> tuple[str, ...]:
 @cache
 def _snapshot(repository: Repository, repo_type: str, files: tuple[str, ...], skipped: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     def download(patterns: Sequence[str], revision: str) -> Path:
         return Path(
@@ -256,13 +275,31 @@ def _snapshot(repository: Repository, repo_type: str, files: tuple[str, ...], sk
             )
         )
 
+    with reading(repository, repo_type, files):
+        if repo_type != "model":
+            return download(files, repository.revision)
+        folder = download((_CONFIG,), repository.revision)
+        _check_supported(folder)
+        return download(files, folder.name)  # of the same commit
+
+
+@contextmanager
+def reading(repository: Repository, repo_type: str, files: Sequence[str]) -> Iterator[None]:
+    """Allows network access, and explains errors of `huggingface_hub`.
+
+    Args:
+        repository: the repository that is read.
+        repo_type: "model" or "dataset".
+        files: patterns of the files that the remedy names.
+
+    Raises:
+        AntgmmError: in place of any other exception of the block.
+    """
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
     try:
         with _network():
-            if repo_type != "model":
-                return download(files, repository.revision)
-            folder = download((_CONFIG,), repository.revision)
-            _check_supported(folder)
-            return download(files, folder.name)  # of the same commit
+            yield
     except AntgmmError:
         raise
     except GatedRepoError as error:
@@ -314,7 +351,8 @@ def _line(error: Exception) -> str:
     return text if len(text) <= 160 else f"{text[:160]}..."
 
 
-def _offline() -> bool:
+def offline() -> bool:
+    """Returns whether network access is forbidden, by `OFFLINE` or by `huggingface_hub`'s own variable."""
     from huggingface_hub import constants
 
     value = os.environ.get(OFFLINE)
@@ -328,7 +366,7 @@ def _network() -> Iterator[None]:
     from huggingface_hub.utils import get_session
 
     before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = _offline()
+    constants.HF_HUB_OFFLINE = offline()
     get_session().timeout = SILENCE  # none by default
     try:
         yield

@@ -144,9 +144,9 @@ def config_of(model: Path | None, preset: str) -> "LMMConfig":
         from antgmm_jax.presets import preset as named
 
         return named(preset)
-    from antgmm_jax.io.convert import open_hf
+    from antgmm_jax.io.headers import describe
 
-    return open_hf(model)[0]
+    return describe(model)[0]
 
 
 def dtypes(params: Any) -> list[str]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.io.convert import open_hf
+from antgmm_jax.io.headers import describe
 from antgmm_jax.presets import preset
 from antgmm_jax.pure import abstract
 from experiments.lab.planning.chips import CHIPS
@@ -64,7 +64,7 @@ def opened(path: Path, overrides: Sequence[str], instead: str = "") -> Opened:
         config = shape_of(recipe)
         return Opened(recipe, config, config, {})  # new parameters
     else:
-        config, params = open_hf(recipe.teacher.path if isinstance(recipe, Recipe) else recipe.start)
+        config, params = describe(recipe.teacher.path if isinstance(recipe, Recipe) else recipe.start)
     if not isinstance(recipe, Recipe) or not recipe.parent or instead:
         return Opened(recipe, config, config, narrow_of(params))
     parent = Path(recipe.parent)
