@@ -153,7 +153,7 @@ def test_the_stages_after_a_parent_begin_with_its_sizes_and_dtypes(recipe, tmp_p
     params["language"] = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params["language"])
     record = {"config": to_dict(small), "keep": pruning.identity(small), "teacher": "a digest"}
     checkpoint.save_stage(tmp_path / "01-image", {"params": params}, record)
-    monkeypatch.setattr(whole_run, "open_hf", lambda _: (CONFIG, abstract(CONFIG)))
+    monkeypatch.setattr(whole_run, "describe", lambda _: (CONFIG, abstract(CONFIG)))
     made = whole_run.opened(recipe, [f"parent={tmp_path / '01-image'}", "stage.cut.frozen=['language']"])
     assert (made.config, made.start) == (CONFIG, small)
     language = total_parameters(CONFIG) - image_side(CONFIG)
