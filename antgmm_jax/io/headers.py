@@ -15,15 +15,15 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.io import hub
 from antgmm_jax.io.convert import open_hf
 from antgmm_jax.io.loading import CONFIG
-from antgmm_jax.io.tensors import INDEX
+from antgmm_jax.io.tensors import INDEX, WEIGHTS, shards
 from antgmm_jax.pure import Params
 
 
 def describe(directory: str | os.PathLike) -> tuple[LMMConfig, Params]:
     """Returns the config of a Hugging Face checkpoint, and its parameters' shapes and dtypes.
 
-    Of a name of the Hub, config.json and the headers are read: kilobytes of a model of many gigabytes. Without a
-    network, its cached snapshot is used. A stored head is taken to equal the token table if config.json says so.
+    Of a name of the Hub whose weights are not in the cache, config.json and the headers are read: kilobytes of a model
+    of many gigabytes. A stored head is then taken to equal the token table if config.json says so.
 
     Args:
         directory: as in `load_hf`.
@@ -37,10 +37,13 @@ def describe(directory: str | os.PathLike) -> tuple[LMMConfig, Params]:
     repository = hub.parse(directory)
     if repository is None or repository.path or hub.offline():
         return _described(directory)
+    snapshot = hub.config_of(repository)
+    if _has_weights(snapshot):
+        return _described(snapshot)
     with TemporaryDirectory(prefix="antgmm-") as temporary:
         folder = Path(temporary) / repository.id.partition("/")[2]
         folder.mkdir()
-        _download(repository, folder)
+        _download(repository, snapshot, folder)
         return _described(folder)
 
 
@@ -49,9 +52,13 @@ def _described(directory: str | os.PathLike) -> tuple[LMMConfig, Params]:
     return config, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
 
 
-def _download(repository: hub.Repository, folder: Path) -> None:
+def _has_weights(snapshot: Path) -> bool:
+    index = snapshot / INDEX
+    return all((snapshot / name).exists() for name in (shards(index) if index.exists() else [WEIGHTS]))
+
+
+def _download(repository: hub.Repository, snapshot: Path, folder: Path) -> None:
     """Writes config.json, the index, and files of weights that consist of a header and a hole, which takes no disk."""
-    snapshot = hub.config_of(repository)
     (folder / CONFIG).write_bytes((snapshot / CONFIG).read_bytes())
     with hub.reading(repository, "model", hub.MODEL):
         api = HfApi(os.environ.get(hub.ENDPOINT))

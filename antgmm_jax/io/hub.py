@@ -136,7 +136,10 @@ def config_of(repository: Repository) -> Path:
     Raises:
         AntgmmError: it cannot be downloaded, or no family reads such a model.
     """
-    return _snapshot(repository, "model", (_CONFIG,), _SKIPPED)
+    with reading(repository, "model", MODEL):
+        folder = _download(repository, "model", (_CONFIG,), _SKIPPED)
+        _check_supported(folder)
+        return folder
 
 
 def pinned(path: str, kind: str = "") -> str:
@@ -260,27 +263,25 @@ def _below(files: Sequence[str], path: str) -> tuple[str, ...]:
 
 @cache
 def _snapshot(repository: Repository, repo_type: str, files: tuple[str, ...], skipped: tuple[str, ...]) -> Path:
+    revision = config_of(repository).name if repo_type == "model" else repository.revision
+    with reading(repository, repo_type, files):
+        return _download(repository._replace(revision=revision), repo_type, files, skipped)
+
+
+def _download(repository: Repository, repo_type: str, files: Sequence[str], skipped: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    def download(patterns: Sequence[str], revision: str) -> Path:
-        return Path(
-            snapshot_download(
-                repository.id,
-                repo_type=repo_type,
-                revision=revision or None,
-                allow_patterns=[*patterns],
-                ignore_patterns=[*skipped],
-                endpoint=os.environ.get(ENDPOINT),
-                tqdm_class=_progress(),
-            )
+    return Path(
+        snapshot_download(
+            repository.id,
+            repo_type=repo_type,
+            revision=repository.revision or None,
+            allow_patterns=[*files],
+            ignore_patterns=[*skipped],
+            endpoint=os.environ.get(ENDPOINT),
+            tqdm_class=_progress(),
         )
-
-    with reading(repository, repo_type, files):
-        if repo_type != "model":
-            return download(files, repository.revision)
-        folder = download((_CONFIG,), repository.revision)
-        _check_supported(folder)
-        return download(files, folder.name)  # of the same commit
+    )
 
 
 @contextmanager

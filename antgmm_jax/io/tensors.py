@@ -31,7 +31,8 @@ _DTYPES = {
 _HALVES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
 
-def _shards(index: Path) -> list[str]:
+def shards(index: Path) -> list[str]:
+    """Returns the names of the files in an index, sorted. Raises AntgmmError if it has none."""
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
         raise AntgmmError(f"{index} has no weight_map from tensors to files: copy it again")
@@ -66,7 +67,7 @@ class Tensors:
         self, directory: Path, renames: tuple[tuple[str, str], ...], on_read: Callable[[int], None] = lambda _: None
     ):
         if (directory / INDEX).exists():
-            files = _shards(directory / INDEX)
+            files = shards(directory / INDEX)
         elif (directory / WEIGHTS).exists():
             files = [WEIGHTS]
         else:

@@ -50,9 +50,20 @@ def test_a_cached_snapshot_is_described_without_a_network(mirror, monkeypatch):
     online = describe("hf:org/tiny")
     hub.local("hf:org/tiny")
     hub._snapshot.cache_clear()
+    sent = mirror.sent
+    assert describe("hf:org/tiny") == online and mirror.sent == sent
+    with monkeypatch.context() as patch:
+        patch.setenv(hub.ENDPOINT, "http://127.0.0.1:1")  # unreachable
+        assert describe("hf:org/tiny") == online
     monkeypatch.setenv(hub.OFFLINE, "1")
     before = len(mirror.requests)
     assert describe("hf:org/tiny") == online and len(mirror.requests) == before
+
+
+def test_without_a_network_and_a_cache_the_command_to_download_the_model_is_named(mirror, monkeypatch):
+    monkeypatch.setenv(hub.ENDPOINT, "http://127.0.0.1:1")
+    with pytest.raises(AntgmmError, match=r"run `hf download org/tiny --include '\*.safetensors' '\*.json'"):
+        describe("hf:org/tiny")
 
 
 @pytest.mark.parametrize("folder", ["one file"], indirect=True)
