@@ -10,17 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests import annotations
+from tests import annotations, flags
 
 _MAPS = Path("/proc/self/maps")  # Linux only
 _FIRST = ("test_pipeline.py", "test_cluster.py", "test_kills.py", "test_docs.py")
 _CACHE = Path(__file__).resolve().parent.parent / ".cache" / "jax"
-# Tests compile many programs and run each a few times, so compile time dominates. Unoptimised machine code by XLA's
-# older emitters takes a fifth of it (a tiny model's gradient: 2.3 s of CPU time instead of 12.6 s). XLA's plan (fusion,
-# memory, collectives) is the same. Processes that tests start inherit these flags.
-_QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}".strip()
+# Processes that tests start inherit these flags.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags.QUICK}".strip()
 # A cache of encoded data for this session only: tests must not read what another version of the code has written.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="antgmm-tests-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)

@@ -1,5 +1,6 @@
 """Processes that are copies of one that has imported what runs need: the imports take as long as a small run."""
 
+import gc
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -57,4 +58,7 @@ def _called(function: Callable[..., Any], arguments: tuple, output: str | Path) 
     with open(output, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    # As in conftest: else Python's collector passes over the objects of all libraries again and again.
+    gc.freeze()
+    gc.set_threshold(20_000)
     function(*arguments)

@@ -24,6 +24,7 @@ from antgmm_jax.io import checkpoint
 from experiments.lab.servers.starting import free_port
 from tests.experiments import forks
 from tests.experiments.tiny import RECIPE, TRAINING, save_llava
+from tests.flags import ORDERED, QUICK
 
 KILLED = -signal.SIGKILL
 LIMIT = 1800.0
@@ -157,23 +158,24 @@ def runs_of(name: str, place: Path) -> Runs:
     recipe.write_text(tomli_w.dumps(recipe_of(name, teacher)))
 
     def calls(run: Path) -> list[Call]:
-        words = [place / "programs", recipe, run, "never"]
+        words = [recipe, run, "never"]
         if count == 1:
-            return [Call(_whole_run, words)]
+            return [Call(_whole_run, [place / "programs", QUICK, *words])]
         address = f"127.0.0.1:{free_port()}"
         return [
-            Call(_whole_run, [*words, f"fsdp={count}", address, f"{count}", f"{number}"]) for number in range(count)
+            Call(_whole_run, [place / "programs", ORDERED, *words, f"fsdp={count}", address, f"{count}", f"{number}"])
+            for number in range(count)
         ]
 
     return Runs(name, place, calls)
 
 
-def _whole_run(programs: Path, *words: str) -> None:
+def _whole_run(programs: Path, flags: str, *words: str) -> None:
     """A run that stores its compiled programs, as the commands do: a kill may come while one is written."""
     jax.config.update("jax_compilation_cache_dir", f"{programs}")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    forks.run(words, "--xla_backend_optimization_level=0")
+    forks.run(words, flags)
 
 
 def soak_kills(count: int, seed: int, place: Path, names: Sequence[str] = (*KINDS,)) -> int:

@@ -24,11 +24,10 @@ from experiments.run.student import load_student
 from tests.experiments.forks import forked_run
 from tests.experiments.killed_run import with_each_batch
 from tests.experiments.tiny import RECIPE, save_teacher
+from tests.flags import ORDERED
 
 # 27 units are not divisible by two: every device holds all of them.
 SIZES = '"vision/layers" = 2, "text/embed" = 24, "encoder/mlp" = 27'
-# Without conftest's older emitters: with them the collectives of the processes ran in different orders (gloo fails).
-FLAGS = "--xla_backend_optimization_level=0"
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("default")]  # warnings of PyTorch and transformers
 
@@ -107,7 +106,7 @@ def start(recipe: Path, run: Path, moments: tuple[str, str]) -> list[int]:
     """Runs two processes of two devices each, with a moment to die for each; returns their exit codes."""
     address = f"127.0.0.1:{free_port()}"
     first, second = (
-        forked_run(str(recipe), str(run), moment, "fsdp=2,tensor=2", address, "2", str(process), flags=FLAGS)
+        forked_run(str(recipe), str(run), moment, "fsdp=2,tensor=2", address, "2", str(process), flags=ORDERED)
         for process, moment in enumerate(moments)
     )
     try:
