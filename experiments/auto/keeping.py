@@ -18,6 +18,7 @@ import pruning
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import folders
 from antgmm_jax.io.books import read_book, write_book
+from distill import Diverged
 from experiments.auto.bisection import Tried, between, next_ratio, smallest_kept
 from experiments.auto.goal import MOST_MINUTES, PARTS, Goal, stage_of
 from experiments.auto.plan import further, measured, write
@@ -81,7 +82,10 @@ class Search:
             shutil.rmtree(tuning, ignore_errors=True)
             budget = round(self._params / next_ratio([], self._largest()))
             goal = self._goal(budget)
-            plan = measured(goal, tuning)
+            try:
+                plan = measured(goal, tuning)
+            except NoLegalModel as error:  # legal sizes that these rows cannot train were left out
+                raise AntgmmError(f"{error}, as --params without --keep-quality") from error
             write(plan, goal, path)
             self._spent, self._tuned = time.monotonic() - begin, plan.tuned
             self._save()
@@ -99,11 +103,12 @@ class Search:
         self.plan()
         largest, legal = self._largest(), True
         while (ratio := next_ratio(self.tries, largest)) and self._in_time():
-            legal = self._planned(round(self._params / ratio))
+            budget = round(self._params / ratio)
+            legal = self._planned(budget)
             if not legal:
                 say("search: there is no legal size between those that were tried")
                 break
-            self._try()
+            self._try(budget)
         CONSOLE.print(self._table())
         best = smallest_kept(self.tries)
         if not best:
@@ -174,16 +179,19 @@ class Search:
         write(plan, goal, path)
         return True
 
-    def _try(self) -> None:
-        """Trains a planned student, or continues it."""
-        number = len(self.tries) + 1
-        run = self._run(number)
-        figures = run.scores()
+    def _try(self, budget: int) -> None:
+        """Trains a planned student, or continues it; one that diverges, as it would again, keeps nothing."""
+        begin, run = time.monotonic(), self._run(len(self.tries) + 1)
+        try:
+            figures = run.scores()
+        except Diverged as error:
+            say(f"search: {error}")
+            figures = {"exact_match": 0.0, "params": budget, "seconds": time.monotonic() - begin}
         self.teacher = run.teacher_scored()[0]["exact_match"]
         # Image features of this student; another one has others.
         shutil.rmtree(run.folder.cache, ignore_errors=True)
         score, params, kept = figures["exact_match"], figures["params"], self.goal.keep * self.teacher
-        self.tries.append(Tried(self._params / params, params, score, figures["seconds"], score >= kept))
+        self.tries.append(Tried(self._params / params, params, score, figures["seconds"], score >= kept - 1e-9))
         self._save()
         say(
             f"search: {count(params)} parameters, {self._params / params:.1f} times fewer, score {score:.3f}"
@@ -222,7 +230,7 @@ class Search:
 
     def _run(self, number: int) -> Run:
         path = self._recipe(number)
-        names = [stage["name"] for stage in read_toml(path, "recipe")["stage"]]
+        names = [stage.name for stage in load_recipe(path, ()).stages]
         # A student may be cut in the language model alone: changes of a stage are for those that have it.
         every = (None, *names, *map(str, range(len(names))))
         changes = [each for each in self._changes if stage_of(each) in every]
@@ -236,7 +244,8 @@ class Search:
         return str(run.folder.stage(last.number, last.stage.name))
 
     def _about(self) -> dict[str, Any]:
-        return {key: value for key, value in self.goal._asdict().items() if key != "minutes"}
+        stages = [each for each in self._changes if stage_of(each) is not None]
+        return {**{key: value for key, value in self.goal._asdict().items() if key != "minutes"}, "stages": stages}
 
     def _save(self) -> None:
         state = {"teacher": self.teacher, "spent": self._spent, "tuned": self._tuned._asdict()}
@@ -245,7 +254,9 @@ class Search:
     def _recall(self) -> None:
         remedy = f"remove {self.path} and search again"
         state: Mapping[str, Any] = read_book(self._book, remedy)
-        if state.get("goal") != json.loads(json.dumps(self._about())):
+        about = json.loads(json.dumps(self._about()))
+        known = {"stages": about["stages"], **state.get("goal", {})}  # earlier searches recorded no changes of stages
+        if known != about:
             raise AntgmmError(f"{self.path} is the search of other options: choose another --run, or remove it")
         try:
             self.teacher, self._spent, self._tuned = state["teacher"], state["spent"], Tuned(**state["tuned"])

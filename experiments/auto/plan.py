@@ -20,7 +20,7 @@ from experiments.auto.look import COARSE, Look, check_quality, longest_answer, l
 from experiments.auto.prompting import about_prompts, chosen_prompt, prompt_losses
 from experiments.auto.room import checkpoint_bytes, token_bytes, trial_tables, with_disk, with_room
 from experiments.auto.rows import counted
-from experiments.auto.schedule import Fitted, Machine, Tuned, base, draft, fitted, scored_rows
+from experiments.auto.schedule import Fitted, Machine, Scale, Tuned, base, draft, fitted, scored_rows, with_stages
 from experiments.auto.sizing import Chosen, Sensitivity, by_side, check_budget, chosen, within
 from experiments.auto.tune import PART, Trial, tuned
 from experiments.run.batch_size import compute_dtype
@@ -32,7 +32,7 @@ from experiments.run.progress.forecast import REPORT, TARGETS, Rows, look_at, ma
 from experiments.run.rows.datasets import encoded, load_records
 from experiments.run.rows.samples import Samples
 from experiments.run.schema import Recipe
-from experiments.run.schema.recipe import change
+from experiments.run.schema.recipe import change, recipe_of
 from experiments.run.smaller_vocabulary import used_tokens
 from experiments.run.student import load_student, whole
 from pruning.costs import total_parameters
@@ -135,6 +135,8 @@ def measured(goal: Goal, place: Path) -> Plan:
     if "evaluate.max_new_tokens" not in {*map(key_of, goal.changes)}:
         tables["evaluate"]["max_new_tokens"] = longest_answer(samples, seen.held)
     tables |= buckets(samples.needs, config.encoder_decoder)
+    # What stages of these rows refuse is said before anything is measured.
+    recipe_of(with_stages(tables, config, {}, len(samples), Scale(1.0, 1.0), Tuned()), "plan")
     choice = chosen(goal, seen, recipe.seed, recipe.optimizer.dtype, _left(goal, begin) / 2)
     left, machine, wanted = _left(goal, begin), _machine(recipe, samples), choice.sized.sizes
     compared = recipe.teacher.mode == "cache" and by_side(config, wanted)[0]  # by the image stage

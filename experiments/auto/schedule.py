@@ -9,6 +9,7 @@ from antgmm_jax.config import LMMConfig, on_image_side
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import family
 from antgmm_jax.parallel.sharding import padded_batch_size
+from distill import LossConfig
 from experiments.auto.goal import Goal
 from experiments.auto.look import COARSE, FEW
 from experiments.auto.sizing import by_side
@@ -142,7 +143,8 @@ def with_stages(
     """
     each = stages(config, wanted, rows, scale, tuned)
     if tables["teacher"].get("mode") == "online":  # for the losses that read it, it would read the shifted pictures
-        each = [{**stage, "shift": 0} if "loss" in stage else stage for stage in each]
+        read = LossConfig(**tables["loss"]).reads_teacher
+        each = [{**stage, "shift": 0} if read or "loss" in stage else stage for stage in each]
     return {**tables, "stage": each}
 
 

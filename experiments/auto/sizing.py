@@ -140,10 +140,12 @@ def within(
     Raises:
         AntgmmError: no legal model is within the budget, or the model itself is.
     """
-    sensitivity, config = _sensitivity(model, samples, seed, dtype, seconds), model.config
+    config = model.config
+    search = partial(pruning.search, config, pins=unseen(config, samples), multiple=multiple)
+    by_parameters(config, parameters, search)  # refuses what no weights change, before anything is measured
+    sensitivity = _sensitivity(model, samples, seed, dtype, seconds)
     weights, value = sensitivity.factors(config), value_of(config)
-    least, pins = fewest_layers(config), unseen(config, samples)
-    search = partial(pruning.search, config, pins=pins, weights=weights, value=value, multiple=multiple, least=least)
+    search = partial(search, weights=weights, value=value, least=fewest_layers(config))
     return Chosen(by_parameters(config, parameters, search), sensitivity)
 
 

@@ -134,12 +134,16 @@ def _planned(wish: goals.Wish, run: Path, changes: list[str], options: Options, 
     if scheme:
         check_quantized(wish.model, scheme)
     from experiments.auto.plan import planned
-    from experiments.run.folder import RunFolder
+    from experiments.run.folder import RECIPE, RunFolder
     from experiments.run.host.meshes import devices
 
     RunFolder(run).check_free()
+    plan = run.with_name(f"{run.name}.toml")
+    if (run / RECIPE).exists() and not plan.exists():
+        again = f"antgmm compress {run / RECIPE} --run {run}"
+        raise AntgmmError(f"{run} is a run without its plan {plan}: {again} continues it, or choose another --run")
     with devices(*options.machine):
-        return planned(goal, run.with_name(f"{run.name}.toml"))
+        return planned(goal, plan)
 
 
 def _compress(

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.io.books import write_book
+from antgmm_jax.io.books import read_book, write_book
+from distill import Diverged
 from experiments.auto import keeping
 from experiments.auto.bisection import Tried, next_ratio, smallest_kept
 from experiments.auto.goal import Goal, share
@@ -65,8 +66,8 @@ def test_shares_are_below_one():
 class Fake:
     """Runs by size: a student keeps the quality up to 10 times fewer parameters; a run takes two minutes."""
 
-    def __init__(self, monkeypatch, seconds=120.0, most=10.0):
-        self.parents, self.ran, self._seconds, self._most = [], [], seconds, most
+    def __init__(self, monkeypatch, seconds=120.0, most=10.0, lost=0.5):
+        self.parents, self.ran, self._seconds, self._most, self._lost = [], [], seconds, most, lost
         monkeypatch.setattr(keeping, "whole", lambda path: SimpleNamespace(config=CONFIGS["llava"]))
         monkeypatch.setattr(keeping, "measured", lambda goal, place: self._plan(goal))
         monkeypatch.setattr(keeping, "further", self._further)
@@ -87,7 +88,7 @@ class Fake:
         # Every student has the teacher and the rows of the first.
         assert alike == (None if path.name == "1" else path.with_name("1"))
         params = int(recipe.stages[0].name.removeprefix("to-"))
-        score = TEACHER if self._most * params >= WHOLE else 0.5
+        score = TEACHER if self._most * params >= WHOLE else self._lost
 
         def scores():
             self.ran.append(round(WHOLE / params, 1))
@@ -260,7 +261,59 @@ def test_changes_of_a_stage_are_for_students_that_have_it(monkeypatch, tmp_path)
     )
     first = f"stage.to-{round(WHOLE / 4)}.recover_steps=3"
     Search(GOAL, tmp_path / "search", (first, "stage.image.recover_steps=3", "seed=4"), NOTHING).run()
-    assert len(fake.ran) == 4 and {*map(tuple, seen)} == {("seed=4",), (first, "seed=4")}
+    assert len(fake.ran) == 4 and {*map(tuple, seen)} == {(), ("seed=4",), (first, "seed=4")}
+
+
+def test_a_search_with_other_changes_of_a_stage_is_another_search(monkeypatch, tmp_path):
+    fake, run = Fake(monkeypatch), tmp_path / "search"
+    Search(GOAL, run, ("stage.language.loss.soft=1",), NOTHING).plan()
+    with pytest.raises(AntgmmError, match="is the search of other options"):
+        Search(GOAL, run, (), NOTHING)
+    Search(GOAL, run, ("stage.language.loss.soft=1",), NOTHING)
+    # A search that was begun before these were recorded goes on.
+    book = dict(read_book(run / "search.json", ""))
+    del book["goal"]["stages"]
+    write_book(run / "search.json", book)
+    Search(GOAL, run, (), NOTHING)
+    assert fake.ran == []
+
+
+def test_a_student_that_diverges_is_lost_and_the_search_goes_on(monkeypatch, tmp_path, capsys):
+    class Diverging(Fake):
+        def _run(self, recipe, path, **about):
+            run = super()._run(recipe, path, **about)
+            return run if path.name == "1" else SimpleNamespace(**{**vars(run), "scores": failing(Diverged("nan"))})
+
+    Diverging(monkeypatch)
+    best = Search(GOAL, tmp_path / "search", (), NOTHING).run()
+    assert best.folder.path.name == "1"
+    tries = json.loads((tmp_path / "search" / "search.json").read_text())["tries"]
+    assert [one["kept"] for one in tries] == [True] + (len(tries) - 1) * [False] and len(tries) > 1
+    assert "search: nan" in capsys.readouterr().err
+
+
+def test_a_student_exactly_at_the_share_keeps_the_quality(monkeypatch, tmp_path):
+    assert 0.72 < 0.9 * 0.8  # in floating-point numbers
+    fake = Fake(monkeypatch, seconds=400.0, most=1.0, lost=0.72)
+    assert Search(GOAL, tmp_path / "search", (), NOTHING).run().folder.path.name == "1"
+    assert fake.ran == [4]
+
+
+def test_a_mistake_in_an_edited_plan_is_one_line(monkeypatch, tmp_path):
+    Fake(monkeypatch)
+    path = Search(GOAL, tmp_path / "search", (), NOTHING).plan()
+    text = path.read_text()
+    for wrong in (text.replace("name = ", "nam = "), text[: text.index("stage = ")]):
+        path.write_text(wrong)
+        with pytest.raises(AntgmmError, match="1.toml: .*stage"):
+            Search(GOAL, tmp_path / "search", (), NOTHING).run()
+
+
+def test_rows_that_no_size_can_train_are_said_with_the_option_that_takes_a_number(monkeypatch, tmp_path):
+    Fake(monkeypatch)
+    monkeypatch.setattr(keeping, "measured", failing(NoLegalModel("the smallest has 5; choose at least that")))
+    with pytest.raises(AntgmmError, match="choose at least that, as --params without --keep-quality"):
+        Search(GOAL, tmp_path / "search", (), NOTHING).run()
 
 
 def test_a_folder_that_cannot_be_copied_is_one_line(tmp_path):

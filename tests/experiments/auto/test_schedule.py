@@ -169,10 +169,14 @@ def test_the_image_side_gets_a_fifth_of_a_short_time():
 
 
 def test_an_online_teacher_does_not_read_shifted_pictures():
-    """The loss of the image side reads it; the other stages learn from labels, with shifted pictures."""
+    """The loss of the image side reads it; the other stages learn from labels, with shifted pictures, unless asked."""
     raw, config, wanted, _ = planned("llava")
-    for mode, shifts in (("cache", [1, 1, 1]), ("online", [0, 1, 1])):
-        tables = {**raw, "teacher": {**raw["teacher"], "mode": mode}}
+    for mode, loss, shifts in (
+        ("cache", raw["loss"], [1, 1, 1]),
+        ("online", raw["loss"], [0, 1, 1]),
+        ("online", {**raw["loss"], "soft": 1.0}, [0, 0, 0]),
+    ):
+        tables = {**raw, "loss": loss, "teacher": {**raw["teacher"], "mode": mode}}
         made = with_stages(tables, config, wanted, 5000, Scale(1.0, 1.0), Tuned())
         assert [stage.shift for stage in recipe_of(made, "plan").stages] == shifts
 

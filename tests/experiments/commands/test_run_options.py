@@ -51,6 +51,17 @@ def test_options_that_cannot_work_are_refused_before_anything_is_planned(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "rows.jsonl"]
 
 
+def test_a_run_without_its_plan_is_not_planned_anew(refused, monkeypatch, tmp_path):
+    monkeypatch.setattr("experiments.auto.plan.planned", lambda *_, **__: pytest.fail("a plan is made"))
+    (tmp_path / "rows.jsonl").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.toml").touch()
+    assert refused("compress", "--model", "m", "--data", "rows.jsonl", "--smaller", "8x", "--run", "run") == (
+        "run is a run without its plan run.toml: antgmm compress run/recipe.toml --run run continues it, or choose"
+        " another --run"
+    )
+
+
 def test_a_preempted_run_says_how_to_go_on(antgmm, recipe, monkeypatch):
     def preempted(run, **_):
         raise preemption.Preempted
