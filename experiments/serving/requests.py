@@ -35,6 +35,18 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "min_tokens": (0,),
     "stop_token_ids": ([],),
     "functions": ([],),
+    "structured_outputs": ({},),
+    "guided_choice": ([],),
+    "guided_json": ({},),
+    "guided_regex": ("",),
+    "guided_grammar": ("",),
+    "ignore_eos": (False,),
+    "bad_words": ([],),
+    "use_beam_search": (False,),
+    "chat_template": ("",),
+    "chat_template_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
+    "continue_final_message": (False,),
 }
 """Fields of a request -> values that the server takes; others are for models that sample, or change nothing."""
 

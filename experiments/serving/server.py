@@ -1,6 +1,7 @@
 """The server: LitServe with the OpenAI interface, readiness, Prometheus metrics, and an end at SIGTERM."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -50,6 +51,9 @@ class Answers(litserve.LitAPI):
 
     def setup(self, device: str) -> None:
         """Loads the model, in the process that answers."""
+        if multiprocessing.parent_process() is not None:
+            # Ctrl-C reaches all processes of a terminal; this one answers open requests until its parent ends it.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             self._model = load(self._directory, **self._limits)
         except Exception as error:

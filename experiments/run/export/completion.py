@@ -23,7 +23,7 @@ _FINITE = 2**31
 
 
 def complete(directory: Path, config: LMMConfig) -> None:
-    """Completes an export: chat template, class of the tokenizer, generation_config.json, finite model_max_length.
+    """Completes an export: chat template, tokenizer (class, side of padding, length), generation_config.json.
 
     Args:
         directory: Hugging Face directory; without a processor that can be loaded, its chat template stays as it is, and
@@ -37,6 +37,8 @@ def complete(directory: Path, config: LMMConfig) -> None:
     if encoder is not None or not (directory / GENERATION).exists():
         _write_generation(directory, config, encoder)
     _limit_length(directory)
+    if not config.encoder_decoder:
+        _pad_left(directory)
 
 
 def positions(directory: Path) -> int:
@@ -106,6 +108,13 @@ def _keep_rules(directory: Path) -> None:
     path = directory / TOKENIZER
     if path.exists() and not splits_as_file(stock_processor(directory), directory / "tokenizer.json"):
         write_json(path, {**read_json(path), "tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def _pad_left(directory: Path) -> None:
+    """Makes the tokenizer pad on the left: a decoder continues the prompts of a batch at their right ends."""
+    path = directory / TOKENIZER
+    if path.exists():
+        write_json(path, {**read_json(path), "padding_side": "left"})
 
 
 def _limit_length(directory: Path) -> None:

@@ -53,7 +53,7 @@ TINY = Settings("test", "test", "float32", (2, 4), (1, 2), words=5, answer=4, ma
 @pytest.fixture(scope="module")
 def figures():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(presets.PRESETS, "test", BLIP2)
+        patch.setitem(presets.PRESETS, "test", LLAVA)
         yield accelerator.measure(TINY)
 
 
@@ -128,8 +128,8 @@ def test_a_whole_run_reports_device_dtype_and_every_figure_with_its_spread(figur
         trained = read["train"][source]
         assert [each["batch"] for each in trained["sizes"]] == [2, 4] and trained["full_at"] is None
         for each in trained["sizes"]:
-            batch = random_batch(BLIP2, each["batch"], words=5, answer=4)
-            assert each["flops"]["needed"] == step_flops(BLIP2, BLIP2, batch, online=source == "online")
+            batch = random_batch(LLAVA, each["batch"], words=5, answer=4)
+            assert each["flops"]["needed"] == step_flops(LLAVA, LLAVA, batch, online=source == "online")
             assert each["flops"]["traced_loops_once"] < each["flops"]["traced"]
             assert median(each["mfu"]) > 0 and each["mfu_published"] is None
             assert median(each["ms"]) * median(each["samples_per_second"]) == pytest.approx(1e3 * each["batch"])
@@ -162,7 +162,7 @@ def test_the_command_writes_and_prints_what_was_measured(antgmm, figures, monkey
 def test_a_device_that_computes_wrongly_is_not_timed(monkeypatch):
     # Programs are kept by config: one of another test, compiled with the right step, would hide the fault.
     jax.clear_caches()
-    monkeypatch.setitem(presets.PRESETS, "test", BLIP2)
+    monkeypatch.setitem(presets.PRESETS, "test", LLAVA)
     monkeypatch.setattr(accelerator, "matmul_rate", lambda *_: pytest.fail("timed"))
     step = LanguageModel.step
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import tomllib
+from functools import cache
 
 import numpy as np
 import pytest
@@ -81,13 +82,15 @@ def test_calibration_models_of_a_large_vocabulary_are_as_narrow_as_is_legal():
     assert not any(violations(model) for model in models)
 
 
+@cache
+def price(model):
+    """Predicted milliseconds; searches of all tests meet the same models."""
+    return predict(RATES, model, REQUEST)
+
+
 def search_latency(budget, truth):
     """`by_latency` on antgmm-deep with measured latencies of `truth` times the predicted ones."""
     teacher = preset("antgmm-deep")
-
-    def price(model):
-        return predict(RATES, model, REQUEST)
-
     return by_latency(teacher, budget, lambda *given: search(teacher, *given), price, lambda m: truth * price(m))
 
 
@@ -106,9 +109,6 @@ def test_the_search_improves_a_student_far_below_the_budget():
     # Widths cost more than predicted, so that the first correction overshoots.
     def timed(model):
         return predict(RATES._replace(flop=8 * RATES.flop), model, REQUEST)
-
-    def price(model):
-        return predict(RATES, model, REQUEST)
 
     teacher = preset("antgmm-deep")
     best, tried = by_latency(teacher, 6.0, lambda *given: search(teacher, *given), price, timed)

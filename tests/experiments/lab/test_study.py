@@ -22,7 +22,7 @@ from experiments.run.progress.flops import step_flops, training_flops
 from experiments.run.schema.recipe import dump_recipe, load_recipe
 from experiments.run.stage import StageRun
 from experiments.run.student import load_student
-from tests.experiments.tiny import HEAD, save_teacher
+from tests.experiments.tiny import HEAD, save_llava, save_teacher
 
 ROOT = Path(__file__).resolve().parents[3]
 STUDIES = ROOT / "experiments" / "lab" / "studies"
@@ -77,6 +77,16 @@ def study(teacher, tmp_path):
     (tmp_path / "recipe.toml").write_text(RECIPE.format(teacher=teacher))
     (tmp_path / "study.toml").write_text(STUDY.format(recipe=tmp_path / "recipe.toml"))
     return load_study(tmp_path / "study.toml")
+
+
+@pytest.fixture
+def small(tmp_path):
+    """The same study of a model that compiles in a quarter of the time."""
+    teacher = save_llava(tmp_path / "teacher")
+    text = RECIPE.format(teacher=teacher).replace('"vision/layers" = 2', '"vision/layers" = 1')
+    (tmp_path / "recipe.toml").write_text(text)
+    (tmp_path / "study.toml").write_text(STUDY.format(recipe=tmp_path / "recipe.toml"))
+    return load_study(tmp_path / "study.toml"), teacher
 
 
 def test_runs_go_seed_by_seed(study):
@@ -186,7 +196,8 @@ def test_an_arm_runs_the_stages_in_its_own_order(study, teacher):
 
 
 @pytest.mark.long
-def test_a_study_runs_every_arm_once(study, teacher, tmp_path, monkeypatch):
+def test_a_study_runs_every_arm_once(small, tmp_path, monkeypatch):
+    study, teacher = small
     folder, out = tmp_path / "runs", tmp_path / "results" / "study.json"
     first = run_study(study, folder, out, only=("full", "labels", "scratch"))
     assert [(r["arm"], r["seed"]) for r in first] == [
@@ -230,7 +241,8 @@ def test_a_study_runs_every_arm_once(study, teacher, tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-def test_shared_stages_run_once(study, tmp_path, monkeypatch):
+def test_shared_stages_run_once(small, tmp_path, monkeypatch):
+    study, _ = small
     folder, out = tmp_path / "runs", tmp_path / "study.json"
     late = Arm(name="late", changes=("stage.mlp.recover_steps=3",))
     study = study.model_copy(update={"seeds": (0,), "arms": (study.arms[0], late)})
@@ -260,7 +272,8 @@ def test_shared_stages_run_once(study, tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-def test_runs_in_the_results_file_are_not_repeated(study, teacher, tmp_path, monkeypatch):
+def test_runs_in_the_results_file_are_not_repeated(small, tmp_path, monkeypatch):
+    study, _ = small
     folder, out = tmp_path / "runs", tmp_path / "study.json"
     short = study.model_copy(update={"seeds": (0,), "arms": study.arms[:1]})
     first = run_study(short, folder, out)

@@ -23,11 +23,11 @@ from experiments.run.scores.evaluation import evaluate
 from experiments.run.student import load_student
 from tests.experiments.forks import forked_run
 from tests.experiments.killed_run import with_each_batch
-from tests.experiments.tiny import RECIPE, save_teacher
+from tests.experiments.tiny import RECIPE, save_llava
 from tests.flags import ORDERED
 
 # 27 units are not divisible by two: every device holds all of them.
-SIZES = '"vision/layers" = 2, "text/embed" = 24, "encoder/mlp" = 27'
+SIZES = '"vision/layers" = 1, "text/embed" = 24, "text/mlp" = 27'
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("default")]  # warnings of PyTorch and transformers
 
@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("default")]  # warnin
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipe")
-    text = RECIPE.format(teacher=save_teacher(folder / "teacher"), name="blocks", sizes=SIZES)
+    text = RECIPE.format(teacher=save_llava(folder / "teacher"), name="blocks", sizes=SIZES)
     # One phase of training, because each phase compiles a program.
     text = text.replace("mask_steps = 2\nrecover_steps = 2", "mask_steps = 4\nrecover_steps = 0")
     (folder / "recipe.toml").write_text(f"checkpoint_every = 2\n{text}\n[report]\nlatency = false\n")

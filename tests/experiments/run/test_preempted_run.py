@@ -22,9 +22,9 @@ from experiments.run.pipeline import Run
 from experiments.run.schema.recipe import load_recipe
 from experiments.run.scores import scoring
 from tests.experiments.killed_run import with_each_batch
-from tests.experiments.tiny import RECIPE, save_teacher
+from tests.experiments.tiny import RECIPE, save_llava
 
-SIZES = '"vision/layers" = 2, "text/embed" = 24'
+SIZES = '"vision/layers" = 1, "text/embed" = 24'
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("default")]  # warnings of PyTorch and transformers
 
@@ -84,7 +84,7 @@ def at_step(number: int):
 
 
 def test_a_run_preempted_in_every_phase_ends_like_one_that_was_not(tmp_path):
-    text = RECIPE.format(teacher=save_teacher(tmp_path / "teacher"), name="blocks", sizes=SIZES)
+    text = RECIPE.format(teacher=save_llava(tmp_path / "teacher"), name="blocks", sizes=SIZES)
     recipe, run = tmp_path / "recipe.toml", tmp_path / "run"
     text = text.replace('name = "blocks"', 'name = "blocks"\nsegments = 2')
     recipe.write_text(f"{text}\n[report]\nlatency = false\n")

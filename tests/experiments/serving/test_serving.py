@@ -156,10 +156,12 @@ def test_a_model_that_reads_images_only_refuses_a_conversation_without_one(tmp_p
         ({"repetition_penalty": 0}, "does not support 'repetition_penalty'"),
         ({"min_tokens": 3}, "does not support 'min_tokens'"),
         ({"stop_token_ids": [5]}, "does not support 'stop_token_ids'"),
+        ({"structured_outputs": {"choice": ["yes", "no"]}}, "does not support 'structured_outputs'"),
+        ({"ignore_eos": True}, "does not support 'ignore_eos'"),
         ({"functions": [{"name": "f"}]}, "does not support 'functions'"),
         ({"model": "student", "stream": False, "n": 1, "tools": [], "temperature": 0.7, "stop": None}, ""),
         ({"logit_bias": {}, "frequency_penalty": 0.0, "presence_penalty": 0, "repetition_penalty": 1.0}, ""),
-        ({"min_tokens": 0, "stop_token_ids": [], "functions": [], "logit_bias": None}, ""),
+        ({"min_tokens": 0, "stop_token_ids": [], "functions": [], "logit_bias": None, "guided_json": {}}, ""),
     ],
 )
 def test_what_the_server_does_not_do_is_refused(fields, message):

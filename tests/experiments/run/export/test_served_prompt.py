@@ -29,6 +29,7 @@ from experiments.run.export.served_prompt import (
 from experiments.run.rows.random_batches import random_batch
 from experiments.run.rows.samples import Samples
 from tests.experiments.tiny import save_llava, save_smolvlm, save_teacher
+from tests.reference import reloaded
 
 WITHOUT_START = CHAT.removeprefix("{{ bos_token }}")
 
@@ -232,3 +233,22 @@ def test_a_tokenizer_splits_text_as_its_file_says_and_so_do_servers_of_an_export
     complete(directory, config)
     assert splits_as_file(stock_processor(directory), file)
     assert ids(stock_processor(directory)) == expected
+
+
+def test_a_decoder_answers_a_padded_batch_as_each_of_its_rows(tmp_path):
+    """A tokenizer that pads on the right, as transformers does by default, makes `generate` go on after padding."""
+    directory = save_llava(tmp_path / "llava")
+    settings = directory / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "padding_side": "right"}))
+    lines = ["<s> a", "<s> a pill for a better price"]
+
+    def answers(texts):
+        words = AutoProcessor.from_pretrained(directory).tokenizer
+        inputs = words(texts, padding=True, return_tensors="pt", add_special_tokens=False)
+        tokens = reloaded(directory).generate(**inputs, max_new_tokens=4, do_sample=False)
+        return tokens[:, inputs["input_ids"].shape[1] :].tolist()
+
+    alone = [answers([line])[0] for line in lines]
+    assert answers(lines) != alone
+    complete(directory, load_hf(directory)[0])
+    assert answers(lines) == alone
