@@ -33,6 +33,8 @@ from tests.pruning.models import CONFIGS, randomised
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = CONFIGS["blip2_t5"]
+DECODER = CONFIGS["llava"]
+"""It compiles in a quarter of the time."""
 ONE, TWO = ({"data": 1, "fsdp": fsdp, "tensor": 1} for fsdp in (1, 2))
 MESH = {"data": 1, "fsdp": 4, "tensor": 2}
 
@@ -240,7 +242,7 @@ def test_a_step_is_compiled_for_a_chip_that_is_not_there(tmp_path, chip, mesh):
 @pytest.fixture(scope="module")
 def steps():
     """The compiled steps for one, two and eight devices."""
-    return {devices: compiled(spec(), mesh) for devices, mesh in ((1, ONE), (2, TWO), (8, MESH))}
+    return {devices: compiled(spec(DECODER), mesh) for devices, mesh in ((1, ONE), (2, TWO), (8, MESH))}
 
 
 @pytest.mark.long
@@ -249,8 +251,8 @@ def test_memory_equals_the_arrays_of_a_real_step(steps):
     optimizer = distill.make_optimizer(distill.OptimizerConfig(learning_rate=1e-3), steps=1)
     with jax.set_mesh(make_mesh(**MESH)):
         state = distill.shard_state(
-            distill.init_state(on_devices(CONFIG, randomised(CONFIG), "float32"), optimizer),
-            functional(CONFIG).axes,
+            distill.init_state(on_devices(DECODER, randomised(DECODER), "float32"), optimizer),
+            functional(DECODER).axes,
             optimizer,
         )
 
@@ -282,13 +284,13 @@ def test_the_smallest_mesh_is_the_first_that_fits(steps, monkeypatch):
     monkeypatch.setattr(planning, "compiled", known)
     assert steps[2].total < steps[1].total
     other = {"data": 2, "fsdp": 1, "tensor": 1}
-    assert smallest(spec(), other, steps[1].total - 1) == steps[2]
+    assert smallest(spec(DECODER), other, steps[1].total - 1) == steps[2]
     assert tried == [1, 2]
     # The parameters alone exceed the memory, so nothing is compiled.
-    assert smallest(spec(), other, steps[1].memory["teacher"]) is None
+    assert smallest(spec(DECODER), other, steps[1].memory["teacher"]) is None
     assert tried == [1, 2]
     # The mesh that was already refused is not compiled again.
-    assert smallest(spec(), ONE, steps[1].total - 1) == steps[2]
+    assert smallest(spec(DECODER), ONE, steps[1].total - 1) == steps[2]
     assert tried == [1, 2, 2]
 
 
