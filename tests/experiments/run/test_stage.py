@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +74,12 @@ def run(folder):
         scores = Run(load_recipe(folder / "recipe.toml"), folder / "run").scores()
     students = [load_student(path) for path in sorted((folder / "run" / "stages").iterdir())]
     return scores, students, made, computed
+
+
+@pytest.fixture
+def _unscored(monkeypatch):
+    """Stages without scores, which a test does not read."""
+    monkeypatch.setattr(Run, "_scores", lambda *_: {"exact_match": 0.0, "token_loss": 0.0, "by_type": {}})
 
 
 @pytest.mark.long
@@ -167,6 +174,7 @@ def test_what_a_stage_cannot_do_is_refused(run, tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("_unscored")
 def test_a_width_is_cut_to_components_and_the_run_resumes(folder, tmp_path):
     """Two stages; a run whose second stage is interrupted and resumed ends like an uninterrupted one."""
     turned = (
@@ -185,10 +193,13 @@ def test_a_width_is_cut_to_components_and_the_run_resumes(folder, tmp_path):
     }
     assert sizes(whole.config)["vision/embed"] == sizes(whole.config)["text/embed"] == 16
 
+    # The first stage is finished in both.
+    unfinished = shutil.ignore_patterns("02-text", "steps", ".lock")
+    shutil.copytree(tmp_path / "whole", tmp_path / "halted", ignore=unfinished)
     train, stopped = stages.train, []
 
     def halting(step, state, batches, *, steps, **rest):
-        if stopped or steps == 1:
+        if stopped:
             return train(step, state, batches, steps=steps, **rest)
         stopped.append(train(step, state, batches, steps=2, **rest))
         raise KeyboardInterrupt
@@ -290,6 +301,7 @@ def test_states_in_all_components_equal_the_teachers(folder, axis):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("_unscored")
 def test_repeated_rows_get_their_own_targets(folder, tmp_path):
     """Targets from a cache, read by row, equal those of the online teacher, computed from the batch."""
     changes = ["stage.image.repeat={price=5, brand=3}", "stage.image.recover_steps=1"]
@@ -308,6 +320,7 @@ def test_repeated_rows_get_their_own_targets(folder, tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("_unscored")
 def test_an_online_teacher_reads_pictures_while_the_student_reads_features(folder, tmp_path):
     curves = []
     for mode in ("cache", "online"):
@@ -335,6 +348,7 @@ def watched(train, seen):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("_unscored")
 def test_shifted_pictures_get_the_targets_of_unshifted_ones(folder, tmp_path):
     first = []
     for shift in (0, 3):
@@ -351,6 +365,7 @@ def test_shifted_pictures_get_the_targets_of_unshifted_ones(folder, tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("_unscored")
 def test_a_stage_with_a_frozen_image_side_reads_features_of_shifted_views(folder, tmp_path):
     seen = []
     changed = ["stage.language.shift=1", "stage.image.recover_steps=1", "stage.language.recover_steps=9"]
@@ -406,6 +421,7 @@ def test_a_training_phase_is_refused_as_a_stage(tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("_unscored")
 def test_bridge_tokens_are_weighted_by_the_teachers_sensitivity(folder, tmp_path):
     weights, losses = {}, {}
     parts = objectives.parts
@@ -422,7 +438,6 @@ def test_bridge_tokens_are_weighted_by_the_teachers_sensitivity(folder, tmp_path
         recipe = load_recipe(folder / "recipe.toml", ["teacher.states=[]", f"stage=[{stage}]"])
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(objectives, "parts", noted)
-            patch.setattr(Run, "_scores", lambda *_: {"exact_match": 0.0, "token_loss": 0.0, "by_type": {}})
             Run(recipe, tmp_path / tokens).scores()
         record = checkpoint.load_record(tmp_path / tokens / "stages" / "01-a")
         losses[tokens] = [point["loss"] for point in record["metrics"]["history"]]
