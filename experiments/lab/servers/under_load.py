@@ -9,7 +9,7 @@ import numpy as np
 
 from antgmm_jax.errors import AntgmmError
 from data.record import Record
-from experiments.run.scores.server import Server, answer
+from experiments.run.scores.server import Server, answer, request_messages
 
 HEAD = ("clients", "model", "requests/s", "p50 ms", "p95 ms", "errors", "other answers", "ratio")
 
@@ -42,6 +42,8 @@ def under_load(
     seconds: list[float] = []
     errors: list[str] = []
     other: list[int] = []
+    # Pictures are read and encoded before: the clients would use the time and the cores of the server for it.
+    asked = [request_messages(records[row], template) for row in range(len(alone))]
     begin = time.monotonic()
 
     def client(number: int) -> None:
@@ -49,7 +51,7 @@ def under_load(
         while time.monotonic() < begin + duration:
             sent = time.perf_counter()
             try:
-                text = answer(server, records[row], template, max_new_tokens).text
+                text = answer(server, asked[row], max_new_tokens).text
             except AntgmmError as error:
                 errors.append(str(error))
             else:

@@ -93,13 +93,12 @@ class Reply(NamedTuple):
     early: int
 
 
-def answer(server: Server, record: Record, template: str, max_new_tokens: int) -> Reply:
-    """Returns the greedy answer of a server to a record.
+def answer(server: Server, messages: Sequence[Mapping[str, Any]], max_new_tokens: int) -> Reply:
+    """Returns the greedy answer of a server to a conversation.
 
     Args:
         server: the server.
-        record: record with images.
-        template: prompt template of single questions.
+        messages: the conversation, from `request_messages`.
         max_new_tokens: maximum length of the answer.
 
     Raises:
@@ -107,7 +106,7 @@ def answer(server: Server, record: Record, template: str, max_new_tokens: int) -
     """
     body = {
         "model": server.model,
-        "messages": request_messages(record, template),
+        "messages": messages,
         "max_tokens": max_new_tokens,
         "temperature": 0,
     }
@@ -158,7 +157,7 @@ def answers(
         if failed.is_set():
             return Reply("", 0)
         try:
-            return answer(server, records[row], template, max_new_tokens)
+            return answer(server, request_messages(records[row], template), max_new_tokens)
         except BaseException:
             failed.set()
             raise

@@ -8,9 +8,12 @@ import pytest
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.io.loading import load_processor
+from data.maad import source
 from experiments.lab.servers import loading
 from experiments.lab.servers.compare import compared, rows, run
 from experiments.lab.servers.exports import conversations, expected, pruned_export, read
+from experiments.lab.servers.under_load import under_load
+from experiments.run.scores.server import Reply, request_messages
 from tests import reference
 
 OURS = {"text": "", "ids": [1, 2], "pixels": [0.5, 1.0], "jax": [7, 1, 0], "torch": [7, 1, 0]}
@@ -81,6 +84,29 @@ def test_a_missing_interpreter_or_preset_is_named(tmp_path):
     (tmp_path / "python").touch()
     with pytest.raises(AntgmmError, match="unknown preset 'llava-huge': use one of antgmm-tiny, "):
         run(tmp_path, tmp_path / "python", names=["llava-huge"])
+
+
+def test_clients_send_requests_that_are_made_before(monkeypatch):
+    """Else the time to read and encode pictures would count as the server's."""
+    rows, read, sent = source("s", "test", 3), [], []
+
+    class Read(list):
+        def __getitem__(self, row):
+            assert not sent
+            read.append(row)
+            return rows[row]
+
+    def answered(server, messages, most):
+        sent.append(messages)
+        return Reply("yes", 0)
+
+    monkeypatch.setattr("experiments.lab.servers.under_load.answer", answered)
+    load = {"max_new_tokens": 4, "clients": 2, "duration": 0.05}
+    figures = under_load(None, Read(), "{question}", ["yes", "yes", "no"], **load)
+    assert read == [0, 1, 2] and len(sent) == figures["requests"] > 3
+    expected = [request_messages(row, "{question}") for row in rows]
+    assert all(messages in expected for messages in sent)
+    assert figures["other_answers"] == sum(messages == expected[2] for messages in sent)
 
 
 def test_a_loaded_server_computes_every_request_anew(monkeypatch):
