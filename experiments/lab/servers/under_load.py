@@ -43,7 +43,7 @@ def under_load(
     errors: list[str] = []
     other: list[int] = []
     # Pictures are read and encoded before: the clients would use the time and the cores of the server for it.
-    asked = [request_messages(records[row], template) for row in range(len(alone))]
+    requests = [request_messages(records[row], template) for row in range(len(alone))]
     begin = time.monotonic()
 
     def client(number: int) -> None:
@@ -51,7 +51,7 @@ def under_load(
         while time.monotonic() < begin + duration:
             sent = time.perf_counter()
             try:
-                text = answer(server, asked[row], max_new_tokens).text
+                text = answer(server, requests[row], max_new_tokens).text
             except AntgmmError as error:
                 errors.append(str(error))
             else:
