@@ -169,7 +169,7 @@ def test_the_image_side_gets_a_fifth_of_a_short_time():
 
 
 def test_an_online_teacher_does_not_read_shifted_pictures():
-    """The loss of the image side reads it; the other stages learn from labels, with shifted pictures, unless the recipe distils there."""
+    """The loss of the image side reads it; other stages learn from labels, with shifted pictures, unless all distil."""
     raw, config, wanted, _ = planned("llava")
     for mode, loss, shifts in (
         ("cache", raw["loss"], [1, 1, 1]),
