@@ -191,7 +191,7 @@ class Search:
         # Image features of this student; another one has others.
         shutil.rmtree(run.folder.cache, ignore_errors=True)
         score, params, kept = figures["exact_match"], figures["params"], self.goal.keep * self.teacher
-        self.tries.append(Tried(self._params / params, params, score, figures["seconds"], score >= kept - 1e-9))
+        self.tries.append(Tried(self._params / params, params, score, figures["seconds"], _reaches(score, kept)))
         self._save()
         say(
             f"search: {count(params)} parameters, {self._params / params:.1f} times fewer, score {score:.3f}"
@@ -265,6 +265,11 @@ class Search:
             raise AntgmmError(f"{self._book} holds no students: {remedy}") from error
 
 
+def _reaches(score: float, least: float) -> bool:
+    """Whether a score is at least another one, up to the rounding of floating-point numbers."""
+    return score >= least - 1e-9
+
+
 def rounded_below(keep: float, report: Mapping[str, Any]) -> list[str]:
     """Returns a line if the exported files score less than the student has to: they may hold rounded parameters.
 
@@ -273,7 +278,7 @@ def rounded_below(keep: float, report: Mapping[str, Any]) -> list[str]:
         report: figures of its report, with the scores of the files.
     """
     score, teacher = (report[model]["exact_match"] for model in ("student", "teacher"))
-    if score >= keep * teacher - 1e-9:
+    if _reaches(score, keep * teacher):
         return []
     return [
         f"warning: the exported files score {score:.3f}, less than {keep:.3g} of the teacher's {teacher:.3f}: the"
