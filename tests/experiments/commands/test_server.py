@@ -282,7 +282,7 @@ def test_a_redirect_is_not_followed():
         server = connect(fake.url)
         fake.status, fake.location = 302, "http://elsewhere/v1"
         with pytest.raises(AntgmmError, match=r"status 302 \(it is at 'http://elsewhere/v1': name that as --url\)"):
-            client.answer(server, Record(images=(), question="q", answer=""), "{question}", 4)
+            client.answer(server, request_messages(Record(images=(), question="q", answer="")), 4)
         assert len(fake.bodies) == 1
 
 
@@ -327,7 +327,7 @@ def test_a_slow_server_is_not_waited_for():
 
     record = Record(images=(), question="what?", answer="")
     with serving(slow) as fake, pytest.raises(AntgmmError, match=r"has not answered in 0.2 s: use fewer --clients"):
-        client.answer(Server(fake.url, "student", 0.2), record, "{question}", 1)
+        client.answer(Server(fake.url, "student", 0.2), request_messages(record), 1)
 
 
 def test_a_conversation_keeps_its_turns_and_the_places_of_its_images():
