@@ -71,6 +71,7 @@ def parse_chat(value: Any, name: str, images: Sequence[Image]) -> Chat:
     if not turns:
         raise BadRow(f"{name} is not a list of turns")
     _check_order([role for role, _ in turns], name)
+    _check_order_of_images(value, name)
     own = [part for _, parts in turns for part in parts if not isinstance(part, str)]
     placed = tuple(Turn(role, tuple(p if isinstance(p, str) else None for p in parts)) for role, parts in turns)
     *before, last = placed
@@ -140,6 +141,8 @@ def _turn(raw: Mapping, where: str, pictured: bool) -> tuple[str, list[_Part]]:
         )
     if raw.get("tool_calls"):
         raise BadRow(f"{where} calls tools, which is not supported: write the call into its content, or remove the row")
+    if raw.get("reasoning_content"):
+        raise BadRow(f"{where} has reasoning_content, which is not read: write it into its content, or remove it")
     if isinstance(content, str):
         parts = _split(content.strip(), where) if role == "user" or pictured else [content]
     elif isinstance(content, list):
@@ -260,6 +263,15 @@ def _check_order(roles: Sequence[str], name: str) -> None:
             raise BadRow(f"{name}[{place}] is an answer (assistant) that does not follow a question (user)")
     if roles[-1] != "assistant":
         raise BadRow(f"{name} end with a turn of the {roles[-1]}: the answer (assistant) is missing")
+
+
+def _check_order_of_images(turns: Sequence[Mapping], name: str) -> None:
+    """Checks that image parts that number their images do so in order, in which places take them."""
+    contents = (content for turn in turns if isinstance(content := _content(turn), list))
+    parts = (part for content in contents for part in content if isinstance(part, Mapping))
+    numbers = [part["index"] for part in parts if part.get("type") == "image" and type(part.get("index")) is int]
+    if numbers != sorted(set(numbers)):
+        raise BadRow(f"images in {name} have the index {', '.join(map(str, numbers))}: put them in ascending order")
 
 
 def _filled(places: Sequence[tuple[Image | None]], images: Sequence[Image], name: str) -> Iterator[Image]:

@@ -34,6 +34,8 @@ instruction is about."""
 _OF_TEXTS = {"system": str, "history": list}
 _OPTIONS = (("options",), ("choices",), ("choice_a", "choice_b"), ("A", "B"))
 """Answers to choose from, in lists or in columns of their own."""
+_OBJECTS, _BOXES = "objects", re.compile(r"<(bbox|ref-object)>")
+"""Field with names and boxes of what a picture shows, and their places in turns, which some trainers fill."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ def texts(row: Row, template: str) -> Iterator[str]:
 def columns(names: Iterator[str] | list[str]) -> list[str]:
     """Selects the columns of a file that rows use."""
     known = {name for group in ALIASES.values() for name in group} | {*TURNS, *_VIDEO, *_ANSWERS, *_BEFORE}
-    known |= {name for group in _OPTIONS for name in group}
+    known |= {_OBJECTS, *(name for group in _OPTIONS for name in group)}
     return [name for name in names if name in known or _PICTURES.fullmatch(name)]
 
 
@@ -147,6 +149,7 @@ def _single(raw: Mapping) -> Row:
     if fields["image"] is None and not {*ALIASES["image"]} & {*raw}:
         raise BadRow("has no image")
     images, text = _images(fields["image"]), _string(fields["text"], "text")
+    _check_pictures(raw, images)
     question, answer = _question(_asked(raw), len(images)), _answer(raw)
     _check_options(raw, question)
     return Row(images=images, question=question, answer=answer, text=text, **_about(fields))
@@ -161,12 +164,21 @@ def _chat(raw: Mapping, names: list[str]) -> Row:
         raise BadRow(f"has a text beside {names[0]}: write it into a turn, or remove it")
     images = () if fields["image"] is None else _images(fields["image"])
     chat = parse_chat(raw[names[0]], names[0], images)
-    others = [name for name in raw if _PICTURES.fullmatch(name) and name not in ALIASES["image"] and raw[name]]
-    if others and not chat.images:
-        raise BadRow(f"has no image, but {quoted(others[0])}, which is not read: rename it to images")
+    _check_pictures(raw, chat.images)
+    if raw.get("label") is False:  # rows of pairs of preferred and other answers
+        raise BadRow("has label false, so its answer is not to be learnt: remove the row")
+    if raw.get(_OBJECTS) and (places := _BOXES.search("\n".join([*(turn.text for turn in chat.turns), chat.answer]))):
+        raise BadRow(f"has {places[0]} in place of one of its {_OBJECTS}: write the words and numbers into the turns")
     question = next(turn.text for turn in reversed(chat.turns) if turn.role == "user")
     _check_options(raw, "\n".join(turn.text for turn in chat.turns))
     return Row(images=chat.images, question=question, answer=chat.answer, turns=chat.turns, **_about(fields))
+
+
+def _check_pictures(raw: Mapping, images: tuple[str | bytes, ...]) -> None:
+    """Checks that a row without images has none in a column that is not read."""
+    others = [name for name in raw if _PICTURES.fullmatch(name) and name not in ALIASES["image"] and raw[name]]
+    if others and not images:
+        raise BadRow(f"has no image, but {quoted(others[0])}, which is not read: rename it to images")
 
 
 def _asked(raw: Mapping) -> Any:

@@ -4,7 +4,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,20 @@ if TYPE_CHECKING:
 def evenly(count: int, most: int) -> np.ndarray:
     """Returns at most `most` of the numbers below `count`, at equal distances, ascending."""
     return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
+
+
+class Expected(NamedTuple):
+    """What is compared with the answer to a record.
+
+    Attributes:
+        type: question type.
+        answer: the right answer.
+        slice: name of the part of the data that the record belongs to.
+    """
+
+    type: str
+    answer: str
+    slice: str
 
 
 class Source(Sequence[Record]):
@@ -38,6 +52,11 @@ class Source(Sequence[Record]):
     @abstractmethod
     def words(self, index: int) -> Row:
         """Returns a record without its images."""
+
+    def expected(self) -> list[Expected]:
+        """Returns what is compared with answers, of all records; their images may be files in memory."""
+        rows = map(self.words, range(len(self)))
+        return [Expected(row.type, row.answer, row.slice) for row in rows]
 
     @abstractmethod
     def digest(self) -> str:

@@ -94,8 +94,12 @@ def build_cache(
     names = tuple(sorted({*names}, key=lambda name: (not at_answers(name), name)))
     shapes = _row_shapes(functional, params, like, names)
     meta = {"format": FORMAT, "key": key, "samples": samples, "shapes": {n: list(shape) for n, shape in shapes.items()}}
-    whole = read_meta(directory)
-    if whole and {**whole, "shapes": {name: whole["shapes"].get(name) for name in shapes}} == meta:
+
+    def is_complete() -> bool:
+        whole = read_meta(directory)
+        return bool(whole) and {**whole, "shapes": {name: whole["shapes"].get(name) for name in shapes}} == meta
+
+    if processes.from_first_process(is_complete):
         progress(samples, samples)
         return
     partial = directory.with_name(directory.name + ".partial")

@@ -254,7 +254,7 @@ def _save(
     leaves = {name: {"path": path, **describe(leaf)} for name, (path, leaf) in named.items()}
     # A copy, because the caller may change the record while the thread is writing.
     text = json.loads(json.dumps({**record, "versions": _versions()}, default=_plain))
-    if target.exists():
+    if processes.from_first_process(target.exists):
         raise AntgmmError(f"{target} already exists; remove it to save it again")
     temporary, primary = target.with_name(f".{target.name}.tmp"), processes.is_first()
     with contextlib.ExitStack() as stack, _save_errors(target, temporary):

@@ -39,6 +39,13 @@ def shards(index: Path) -> list[str]:
     return sorted(set(files.values()))
 
 
+def renamed(name: str, renames: Iterable[tuple[str, str]]) -> str:
+    """Returns the name of a tensor after replacements of regular expressions, in order."""
+    for pattern, new in renames:
+        name = re.sub(pattern, new, name)
+    return name
+
+
 class Spec(NamedTuple):
     """Shape and dtype of a tensor."""
 
@@ -96,9 +103,7 @@ class Tensors:
 
     def _add(self, place: tuple[Any, str, Path, int], renames: tuple[tuple[str, str], ...]) -> None:
         """Adds a tensor under its new name; a second tensor of that name must be equal to the first."""
-        name = place[1]
-        for pattern, new in renames:
-            name = re.sub(pattern, new, name)
+        name = renamed(place[1], renames)
         if name not in self.names:
             self.names[name] = place
             return

@@ -2,22 +2,56 @@
 
 import math
 import os
-from contextlib import suppress
+import socket
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
+_AGREED: list[int] = []
+"""Memory inside `agreed`."""
 _GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def device_memory() -> int:
-    """Returns the bytes of one device that JAX may use.
+    """Returns the bytes of one device that JAX may use; inside `agreed`, of the device with the least.
 
     It does not depend on what is in use now, so that a resumed run gets the same batches.
     """
-    device = jax.local_devices()[0]
-    if limit := (device.memory_stats() or {}).get("bytes_limit"):
-        return limit
+    return _AGREED[-1] if _AGREED else _own() or _of_host()
+
+
+@contextmanager
+def agreed() -> Iterator[None]:
+    """Lets all processes count with the least memory of a device, as they choose the same batches from it.
+
+    All processes must enter it. CPU processes on one machine share its memory.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    machine = zlib.crc32(socket.gethostname().encode())
+    mine = np.array([machine, (_own() or _of_host()) >> 20, _own() == 0], np.uint32)
+    machines, sizes, shared = multihost_utils.process_allgather(mine).T
+    parts = np.where(shared, (machines[:, None] == machines).sum(1), 1)
+    _AGREED.append(int((sizes // parts).min()) << 20)
+    try:
+        yield
+    finally:
+        _AGREED.pop()
+
+
+def _own() -> int:
+    """Bytes of memory that the first device has of its own; 0 for a CPU."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
+
+
+def _of_host() -> int:
+    """Bytes of host memory for each device."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return int(min(memory, memory_limit())) // jax.local_device_count()
 

@@ -14,7 +14,7 @@ from antgmm_jax.parallel.sharding import without_mesh
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_MAX_MESSAGE = 4096  # bytes of an error message sent to the other processes
+_MAX_MESSAGE = 4096  # bytes of a text sent to the other processes
 
 
 def is_first() -> bool:
@@ -53,11 +53,6 @@ def gather(tree: Any) -> Any:
 def broadcast_from_first(tree: Any) -> Any:
     """Broadcasts the first process's NumPy arrays; the other processes pass arrays of equal shapes."""
     return jax.tree.map(np.array, multihost_utils.broadcast_one_to_all(tree))  # copies: JAX returns read-only arrays
-
-
-def from_first_process(held: bool) -> bool:
-    """Broadcasts a condition from the first process."""
-    return bool(broadcast_from_first(np.array(held)))
 
 
 def check_equal(what: str, text: str) -> None:
@@ -108,13 +103,44 @@ def run_on_first(work: Callable[[], Result]) -> Result | None:
                 unexpected, line = error, f"the first process failed: {type(error).__name__}: {error}"
             message = str(line)
     if jax.process_count() > 1:
-        padded = message.encode(errors="replace")[:_MAX_MESSAGE].ljust(_MAX_MESSAGE, b"\0")
-        received = broadcast_from_first(np.frombuffer(padded, np.uint8)).tobytes().rstrip(b"\0")
+        received = _text(message)
         if unexpected is not None:
             raise unexpected
         if received:
-            raise AntgmmError(received.decode(errors="ignore"))
+            raise AntgmmError(received)
     return result
+
+
+def from_first_process(condition: Callable[[], bool]) -> bool:
+    """Evaluates a condition in the first process, outside the mesh, and broadcasts it.
+
+    The others do not look at files: a network file system would go on to report what they have not found.
+
+    Args:
+        condition: function such as `path.exists`.
+
+    Raises:
+        AntgmmError: as in `run_on_first`.
+    """
+    return bool(broadcast_from_first(np.array(bool(run_on_first(condition)))))
+
+
+def text_from_first(work: Callable[[], str]) -> str:
+    """Calls a function in the first process, outside the mesh, and broadcasts the text that it returns.
+
+    Args:
+        work: function; its text is at most 4096 bytes long.
+
+    Raises:
+        AntgmmError: as in `run_on_first`.
+    """
+    return _text(run_on_first(work) or "")
+
+
+def _text(text: str) -> str:
+    """The first process's text, cut to `_MAX_MESSAGE` bytes."""
+    padded = text.encode(errors="replace")[:_MAX_MESSAGE].ljust(_MAX_MESSAGE, b"\0")
+    return broadcast_from_first(np.frombuffer(padded, np.uint8)).tobytes().rstrip(b"\0").decode(errors="ignore")
 
 
 class _OfItems(Exception):

@@ -42,7 +42,7 @@ def advice(recipe: Recipe | Training, run: Path) -> list[str]:
     if scores is None:
         return result
     records = load_records(recipe.evaluate.data)
-    rows = [records.words(row) for row in range(len(records))]
+    rows = records.expected()
     chance = most_frequent([row.type for row in rows], [row.answer for row in rows])
     if unlearnt := at_chance(scores["by_type"], chance):
         known = isinstance(recipe, Recipe) and "-" not in unlearnt and not recipe.stages[-1].repeat

@@ -98,8 +98,7 @@ def look_at_both(draft: Recipe, teacher: Student, seconds: float = inf) -> Look:
     limits = {"max_new_tokens": longest_answer(trained, held), "dtype": dtype}
     figures, _ = scored(title, teacher.config, teacher.weights(), held, processor, **limits)
     # Of training rows, because the most frequent answers of a few held-out rows are frequent by chance.
-    counted = spread(trained.records, COUNTED)
-    words = [counted.words(row) for row in range(len(counted))]
+    words = spread(trained.records, COUNTED).expected()
     chance = most_frequent([row.type for row in words], [row.answer for row in words])
     varied = len({normal(row.answer) for row in words}) / len(words)
     score, by_type, rouge = figures["exact_match"], figures["by_type"], figures["rouge_l"]

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import jax
 import numpy as np
 import torch
 from torch import Tensor
@@ -109,8 +110,9 @@ def pytorch(directory: Path, config: LMMConfig, params: Params, limits: Limits) 
 
     def requests(file: Path, shape: Shape, prompt: Prompt) -> dict[str, Request]:
         """Requests that decode exactly the most tokens of an answer."""
+        device = jax.default_backend()  # the other two run on the CPU
         return {
-            "JAX": jax_request(config, params, prompt, limits.tokens),
+            "JAX" if device == "cpu" else f"JAX on {device}": jax_request(config, params, prompt, limits.tokens),
             "package": _request(Answerer.load(file, shape), torch_tensors(model, prompt), limits.tokens),
             "generate": torch_request(model, prompt, limits.tokens),
         }
@@ -142,9 +144,11 @@ def _request(answer: Answerer, inputs: dict[str, Tensor], tokens: int) -> Reques
 
 
 def described(inputs: Mapping[str, Tensor]) -> str:
-    """Returns names, dtypes and shapes of inputs as text, such as "input_ids int64 1x48"."""
+    """Returns names, dtypes, shapes and devices of inputs, such as "input_ids int64 1x48"; no device is the CPU."""
     shown = (
-        f"{name} {str(x.dtype).removeprefix('torch.')} {'x'.join(map(str, x.shape))}" for name, x in inputs.items()
+        f"{name} {str(x.dtype).removeprefix('torch.')} {'x'.join(map(str, x.shape))}"
+        + (f" on {x.device}" if x.device.type != "cpu" else "")
+        for name, x in inputs.items()
     )
     return ", ".join(sorted(shown))
 

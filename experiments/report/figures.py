@@ -163,7 +163,7 @@ def is_free_text(test: Samples, scores: Mapping[str, Any]) -> bool:
         Whether most answers are different, and the teacher repeats hardly more of them word by word than the most
         frequent ones would; of few records, of which each is frequent, hardly more than half of them.
     """
-    words = [test.records.words(row) for row in range(len(test))]
+    words = test.records.expected()
     answers = [normal(row.answer) for row in words]
     guessed = float(np.mean([*most_frequent([row.type for row in words], answers).values()]))
     varied = len({*answers}) > VARIED * len(answers)

@@ -48,7 +48,7 @@ def latencies(
     """
     prompt, tokens, times = request_of(test, usual_row(test)), answer_length(test), {}
     dtype = timed_dtype(recipe)
-    in_torch = from_first_process(bool(run_on_first(lambda: has_pytorch_device(total_parameters(teacher.config)))))
+    in_torch = from_first_process(lambda: has_pytorch_device(total_parameters(teacher.config)))
     models: dict[Any, tuple[Student, Any]] = {
         "teacher": (teacher, recipe.teacher.path),
         **{place: (load_student(place), None) for place in stages_of(folder, recipe)},

@@ -57,7 +57,7 @@ def finish(run: Run, *, report: bool = True, again: bool = False) -> dict[str, A
         if not report:
             return {}
         folder, compressed = outcome.folder, isinstance(outcome.recipe, Recipe)
-        if not again and from_first_process(bool(run_on_first(lambda: _is_written(folder.report, compressed)))):
+        if not again and from_first_process(lambda: _is_written(folder.report, compressed)):
             say(f"report: complete in {folder.report}; to measure again: antgmm report {folder.path} --again")
             return read_book(folder.report / REPORT, AGAIN)
         return write_report(outcome) if compressed else write_teacher_report(outcome)

@@ -123,7 +123,7 @@ class ImageFeatures:
         if self._made is None or key != self._key:
             place = self._folder / key
             self.drop(but=place)  # before using as much space again
-            if not from_first_process(place.exists()):
+            if not from_first_process(place.exists):
                 params = student.load(dtype)
                 image_features(config, params, self._samples, place, shift=shift, seed=self._seed, dtype=dtype)
             self._key, self._made = key, StoredViews(place, len(self._samples))

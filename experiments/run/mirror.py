@@ -5,9 +5,10 @@ report. The record of a stage or step is written after its arrays, so that one w
 """
 
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from itertools import groupby
 from pathlib import Path
 
 from antgmm_jax.errors import AntgmmError
@@ -116,7 +117,7 @@ class _Copy:
     def attempt(self, last: bool = False) -> bool:
         """Copies what is new; prints the first error of a series, and returns whether there was none."""
         try:
-            self.send(last)
+            whole = self.send(last)
         except FileNotFoundError:  # an old step was removed meanwhile
             return False
         except (AntgmmError, OSError) as error:
@@ -125,7 +126,7 @@ class _Copy:
             self._failing = True
             return False
         self._failing = False
-        return True
+        return whole
 
     def finish(self) -> None:
         """Copies what is new, with several attempts."""
@@ -137,23 +138,37 @@ class _Copy:
         except AntgmmError as error:
             raise AntgmmError(f"{error}; {self._run} is complete: run the same command again to copy it") from error
 
-    def send(self, last: bool) -> None:
+    def send(self, last: bool) -> bool:
         """Copies new files of the folder, and removes those from the store that the folder no longer has.
 
         Args:
             last: whether to copy a new state of the run even if nothing else is new.
+
+        Returns:
+            Whether all of it is copied; not if the run has removed an old step meanwhile.
         """
         present = self._present()
         new = [name for name, state in present.items() if self._sent.get(name) != state]
         if not any(name.startswith(_RESUMED) for name in present) or not (last or {*new} - {*_BOOKS}):
-            return
-        for name in sorted(new, key=lambda name: (name not in _BOOKS, _is_record(name))):
-            self._store.put(self._run, [name])
-            self._sent[name] = present[name]
+            return True
+        whole = True
+        for _, names in groupby(sorted(new, key=_turn), key=_unit):
+            whole = self._put(sorted(names, key=_is_record), present) and whole
         gone = [name for name in self._store.files() if _is_copied(name) and name not in present]
         self._store.remove(sorted(gone, key=lambda name: not _is_record(name)))
         for name in gone:
             self._sent.pop(name, None)
+        return whole
+
+    def _put(self, names: Sequence[str], present: Mapping[str, tuple[int, int]]) -> bool:
+        """Copies files in the given order; returns whether the folder still had all of them."""
+        try:
+            for name in names:
+                self._store.put(self._run, [name])
+                self._sent[name] = present[name]
+        except FileNotFoundError:  # an old step was removed meanwhile; newer ones are copied
+            return False
+        return True
 
     def _present(self) -> dict[str, tuple[int, int]]:
         """The files of the folder to copy: relative path -> size and time."""
@@ -166,6 +181,19 @@ class _Copy:
 
 def _is_copied(name: str) -> bool:
     return any(fnmatchcase(name.partition("/")[0], part) for part in _COPIED)
+
+
+def _unit(name: str) -> str:
+    """What is complete once its record is copied: a stage, or a step checkpoint of one; else the name of the folder."""
+    kind, *rest = name.split("/")[:-1] or [""]
+    return "/".join([kind, *rest[: {"stages": 1, "steps": 2}.get(kind, 0)]])
+
+
+def _turn(name: str) -> tuple[int, list[int], str]:
+    """Place of a file in the order of copying: books, finished stages, step checkpoints from the newest, the rest."""
+    kind, *rest = _unit(name).split("/")
+    order = {"": 0, "stages": 1, "steps": 2}.get(kind, 3)
+    return order, [-int(part) for part in rest[1:] if part.isdecimal()], _unit(name)
 
 
 def _is_record(name: str) -> bool:

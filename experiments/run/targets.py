@@ -12,7 +12,7 @@ from antgmm_jax.axes import to_dict
 from antgmm_jax.blocks.projector import OUT
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.parallel import preemption
-from antgmm_jax.parallel.processes import from_first_process
+from antgmm_jax.parallel.processes import from_first_process, text_from_first
 from antgmm_jax.pure import Params, abstract, functional
 from distill import Teacher
 from distill.cache import stored_names
@@ -53,34 +53,35 @@ def targets_of(
     like, pure, stored = next(samples.in_order(1)), functional(config), teacher.weights()
     key = distill.fingerprint({}, f"{digest} {json.dumps(to_dict(config))} {dtype} {samples.fingerprint}")
     place = cache / key[:16]
-    # A cache that several runs share keeps what the others read.
-    built = tuple(dict.fromkeys((*names, *stored_names(place, key))))
-    about = {"samples": len(samples), "totals": samples.totals, "names": built}
     shapes = abstract(config, dtype)
-    size = distill.cache_size(pure, shapes, like, **about)
-    say(f"teacher cache: {', '.join(f'{name} {bytes_ / 1e6:.0f} MB' for name, bytes_ in size.items())}")
-    with (
-        held(place),
-        folder.status.metered("cache"),
-        bar("teacher cache", len(samples), safe_point=preemption.leave) as update,
-    ):
-        if from_first_process(distill.has_cache(place, key=key, names=names)):
-            update(len(samples), "")
-        else:
-            distill.build_cache(
-                pure,
-                teacher.load(dtype),
-                samples.by_bucket(
-                    _fits(config, samples, partial(distill.cache_size, pure, shapes, like, names=built), dtype)
-                ),
-                place,
-                samples=len(samples),
-                like=like,
-                key=key,
-                names=built,
-                size=sum(size.values()),
-                progress=lambda done, total: update(done, ""),
-            )
+    with held(place):
+        # A cache that several runs share keeps what the others read, also what was built while this one waited.
+        shared = text_from_first(lambda: "\n".join(stored_names(place, key))).split()
+        built = tuple(dict.fromkeys((*names, *shared)))
+        about = {"samples": len(samples), "totals": samples.totals, "names": built}
+        size = distill.cache_size(pure, shapes, like, **about)
+        say(f"teacher cache: {', '.join(f'{name} {bytes_ / 1e6:.0f} MB' for name, bytes_ in size.items())}")
+        with (
+            folder.status.metered("cache"),
+            bar("teacher cache", len(samples), safe_point=preemption.leave) as update,
+        ):
+            if from_first_process(lambda: distill.has_cache(place, key=key, names=names)):
+                update(len(samples), "")
+            else:
+                distill.build_cache(
+                    pure,
+                    teacher.load(dtype),
+                    samples.by_bucket(
+                        _fits(config, samples, partial(distill.cache_size, pure, shapes, like, names=built), dtype)
+                    ),
+                    place,
+                    samples=len(samples),
+                    like=like,
+                    key=key,
+                    names=built,
+                    size=sum(size.values()),
+                    progress=lambda done, total: update(done, ""),
+                )
     opened = distill.open_cache(place, key=key, names=names, in_memory=sum(size.values()) <= IN_MEMORY)
     frozen = distill.cached(pure, stored, opened, dtype=dtype)
     return frozen._replace(params={}), lambda: frozen.params

@@ -1,7 +1,10 @@
 """Config, shapes and dtypes of a checkpoint of a local mirror of the Hub, without its weights."""
 
+import json
+
 import jax
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import hub
@@ -44,6 +47,25 @@ def test_the_headers_describe_what_the_whole_file_holds(mirror, folder):
     )
     whole = sum(len(data) for name, data in mirror.files[MODEL].items() if name.endswith(".safetensors"))
     assert mirror.sent < whole
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_stored_head_is_compared_with_the_token_table_by_its_first_bytes(tmp_path, tied):
+    """config.json of InternVL3 says nothing of it, which means tied, and a file may hold the head in both cases."""
+    saved = reference.saved(reference.llava(), tmp_path / "model")
+    config = json.loads((saved / "config.json").read_text())
+    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = True
+    (saved / "config.json").write_text(json.dumps(config))
+    tensors = load_file(saved / "model.safetensors")
+    if tied:
+        (table,) = (values for name, values in tensors.items() if name.endswith("embed_tokens.weight"))
+        tensors[next(name for name in tensors if name.endswith("lm_head.weight"))] = table.copy()
+        save_file(tensors, saved / "model.safetensors", {"format": "pt"})
+    files = {path.name: path.read_bytes() for path in saved.iterdir()}
+    with mirrored({MODEL: files}, tmp_path / "cache"):
+        described, _ = describe("hf:org/tiny")
+    assert described == load_hf(saved)[0]
+    assert described.language.tied == tied
 
 
 def test_a_cached_snapshot_is_described_without_a_network(mirror, monkeypatch):

@@ -170,6 +170,22 @@ BAD = {
     },
     "has no image, but 'image_url', which is not read: rename it": {"messages": [WHAT, RED], "image_url": "a.jpg"},
     "has no image, but 'image_1', which is not read: rename it": {"messages": [WHAT, RED], "image_1": {"bytes": b"a"}},
+    "has no image, but 'picture', which is not read": {
+        "image": None,
+        "picture": "a.jpg",
+        "question": "q",
+        "answer": "a",
+    },
+    "images in messages have the index 1, 0: put them in ascending order": {
+        "messages": [{**USER, "content": [{**IMAGE, "index": 1}, text("and"), {**IMAGE, "index": 0}]}, RED],
+        "images": ["a", "b"],
+    },
+    "has label false, so its answer is not to be learnt": {"messages": [WHAT, RED], "label": False},
+    "has <bbox> in place of one of its objects: write the words": {
+        "messages": [{**USER, "content": "find the sheep"}, {**ASSISTANT, "content": "<bbox>"}],
+        "objects": {"ref": ["sheep"], "bbox": [[1, 2, 3, 4]]},
+    },
+    "messages[1] has reasoning_content, which is not read": {"messages": [WHAT, {**RED, "reasoning_content": "so"}]},
     "messages[1] is an answer that is not to be learnt": {"messages": [WHAT, {**RED, "weight": 0}, WHAT, RED]},
     "messages[3] is an answer that is not to be learnt": {"messages": [WHAT, RED, WHAT, {**RED, "loss": False}]},
     "messages[1] calls tools, which is not supported": {"messages": [WHAT, {**RED, "tool_calls": [{"id": "1"}]}]},

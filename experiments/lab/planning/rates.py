@@ -13,19 +13,20 @@ import numpy as np
 import pruning
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.pure import abstract
+from antgmm_jax.io.stored import Stored
+from antgmm_jax.pure import abstract, functional
 from data.record import Arrays
 from experiments.report.latency import PHASES, Latency, Request, jax_request, measure
 from experiments.run.host.console import bar
 from experiments.run.rows.random_batches import random_batch, usual_length
-from pruning.costs import total_parameters
+from pruning.costs import TOKENS, parameters
 
 ROUNDS = 200
 DEPTHS, NARROW = (5, 1), 4
 LARGEST = 20_000_000
 """Calibration models have stacks of these `DEPTHS`, full widths or 1/`NARROW` of them, and at most `LARGEST`
-parameters, or the fewest that are legal. Latency is linear in depth, so deep models, which compile slowly, are not
-needed."""
+parameters beside those of tokens, or the fewest that are legal. Latency is linear in depth, so deep models, which
+compile slowly, are not needed."""
 
 
 class RequestSize(NamedTuple):
@@ -169,10 +170,15 @@ def calibration_models(config: LMMConfig) -> list[LMMConfig]:
     for depth in DEPTHS:
         part = 1
         scaled = _scaled(config, depth, part)
-        while total_parameters(scaled) > LARGEST and (smaller := _scaled(config, depth, 2 * part)) != scaled:
+        # A table of 150 000 tokens alone is larger: layers of one unit would say nothing of products.
+        while _without_tokens(scaled) > LARGEST and (smaller := _scaled(config, depth, 2 * part)) != scaled:
             part, scaled = 2 * part, smaller
         models += [scaled, _scaled(config, depth, NARROW * part)]
     return list(dict.fromkeys(models))
+
+
+def _without_tokens(config: LMMConfig) -> int:
+    return sum(n for part, n in parameters(config).items() if part != TOKENS)
 
 
 def _scaled(config: LMMConfig, depth: int, part: int) -> LMMConfig:
@@ -214,5 +220,16 @@ def with_random_parameters(config: LMMConfig, prompt: Arrays, answer: int, dtype
         The request; its first call compiles.
     """
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: 0.02 * rng.standard_normal(leaf.shape, np.float32), abstract(config))
+
+    def drawn(leaf: jax.ShapeDtypeStruct, names: tuple[str, ...]) -> Stored:
+        stacked = names[0].endswith("layers")
+        shape = leaf.shape[1:] if stacked else leaf.shape
+
+        def read(layer: int) -> np.ndarray:
+            return 0.02 * np.asarray(rng.standard_normal(shape, np.float32))
+
+        return Stored(leaf.shape, np.dtype(np.float32), read, stacked)
+
+    # Drawn on the way to the device: the host does not hold a model of billions of parameters.
+    params = jax.tree.map(drawn, abstract(config), functional(config).axes)
     return jax_request(config, params, prompt, answer, dtype)

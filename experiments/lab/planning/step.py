@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import distill
-import pruning
 from antgmm_jax.axes import sizes
 from antgmm_jax.config import IMAGE_SIDE, LMMConfig, Remat
 from antgmm_jax.errors import AntgmmError
@@ -30,6 +29,7 @@ from experiments.lab.planning.chips import CHIPS, Chip
 from experiments.lab.planning.estimate import LINKS
 from experiments.lab.planning.shapes import batch_shapes, image_tokens, mesh_for, model_shapes, row_sharding
 from experiments.run.narrow import Narrow, with_dtypes
+from experiments.run.progress.flops import pass_flops
 
 DEVICES = 512
 """Maximum number of devices."""
@@ -167,14 +167,18 @@ def compiled(spec: StepSpec, mesh: Mapping[str, int], chip: str = "") -> Step:
 
 def step_flops(spec: StepSpec) -> int:
     """Returns the FLOPs of a step on all devices: three passes of the student, and one of an online teacher."""
-    size = (spec.batch, spec.length, spec.answer)
-    passes = ((3, spec.student), (1, spec.teacher if spec.source == "online" else None))
-    counts = (
-        (n, pruning.forward_flops(model, *size, slots=spec.slots, logits=spec.answer)) for n, model in passes if model
-    )
+    lengths = {"length": spec.length, "answer": spec.answer, "slots": spec.slots}
+    student = pass_flops(spec.student, spec.batch, **lengths)
+    teacher = pass_flops(spec.teacher, spec.batch, **lengths) if spec.teacher and spec.source == "online" else {}
     # Losses on the image side alone do not run the language models.
     language = spec.loss.reads_answers or any(part.tower not in IMAGE_SIDE for part in _compared(spec))
-    return sum(n * flops for n, parts in counts for tower, flops in parts.items() if tower in IMAGE_SIDE or language)
+    run = {*student, *teacher} if language else {*IMAGE_SIDE}
+    trained = run - {*IMAGE_SIDE} if spec.features else run
+    return 3 * _sum(student, trained) + _sum(teacher, run)
+
+
+def _sum(flops: Mapping[str, int], towers: Collection[str]) -> int:
+    return sum(count for tower, count in flops.items() if tower in towers)
 
 
 def _abstract(spec: StepSpec) -> tuple[Any, dict[str, Any]]:

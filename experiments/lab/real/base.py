@@ -97,7 +97,9 @@ def write(directory: Path, delta: Path | None) -> None:
     values = tensors(config, fresh)
     if delta is not None:
         values = applied(values, _loaded(delta))
-    words = AutoTokenizer.from_pretrained(language_folder(), gguf_file=GGUF, pad_token="<|endoftext|>")
+    words = AutoTokenizer.from_pretrained(
+        language_folder(), gguf_file=GGUF, pad_token="<|endoftext|>", padding_side="left"
+    )
     processor = new_processor(config, words)
     processor.chat_template = CHATML
     with tempfile.TemporaryDirectory() as temporary:

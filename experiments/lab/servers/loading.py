@@ -1,5 +1,6 @@
 """Servers of teacher and student one after the other: answers beside JAX, and figures under load."""
 
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,21 +54,35 @@ def measure(models: Mapping[str, tuple[Path, str]], load: Load, logs: Path) -> d
         model -> `questions`, `equal_to_jax`, and `load`, number of clients -> the result of `under_load`.
 
     Raises:
-        AntgmmError: JAX holds an accelerator, or a server does not start, does not answer, or does not end.
+        AntgmmError: JAX holds an accelerator, vLLM is not there, or a server does not start, does not answer, or does
+            not end.
     """
     if jax.default_backend() != "cpu":
         raise AntgmmError("JAX would hold the accelerator that the servers need: set JAX_PLATFORMS=cpu")
+    platform = None if load.vllm is None else _platform(load.vllm)
     logs.mkdir(parents=True, exist_ok=True)
-    return {name: _measured(name, *model, load, logs / f"{name}.log") for name, model in models.items()}
+    return {name: _measured(name, *model, load, platform, logs / f"{name}.log") for name, model in models.items()}
 
 
-def _measured(name: str, directory: Path, template: str, load: Load, log: Path) -> dict[str, Any]:
+def _platform(python: Path) -> str:
+    """Kind of device that vLLM would serve from, such as "cpu" or "cuda"."""
+    code = "from vllm.platforms import current_platform; print(current_platform.device_type)"
+    try:
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise AntgmmError(
+            f"{python} cannot import vLLM: name the Python of its environment (`make vllm-env`)"
+        ) from error
+    return done.stdout.split()[-1]
+
+
+def _measured(name: str, directory: Path, template: str, load: Load, platform: str | None, log: Path) -> dict[str, Any]:
     config, params = open_hf(directory)
     processor = load_processor(directory)
     samples = Samples(load.records, processor, config, prompt=template)
     limits: dict[str, Any] = {"max_new_tokens": load.max_new_tokens}
     ours = scored(f"{name}: answers in JAX", config, params, samples, processor, **limits)[1]
-    with serving(lambda port: _command(directory, load, port), log) as url:
+    with serving(lambda port: command(directory, load, platform, port), log) as url:
         say(f"serving: {name} is ready")
         server = connect(url)
         alone = answers(server, load.records, template, clients=1, **limits)
@@ -83,7 +98,16 @@ def _measured(name: str, directory: Path, template: str, load: Load, log: Path) 
     return {"questions": len(alone), "equal_to_jax": equal, "load": results}
 
 
-def _command(directory: Path, load: Load, port: int) -> list[str]:
+def command(directory: Path, load: Load, platform: str | None, port: int) -> list[str]:
+    """Returns the command of a server.
+
+    Args:
+        directory: Hugging Face directory of the model.
+        load: the load.
+        platform: kind of device of vLLM; on a CPU it computes in float32, as the export check does. None for
+            `antgmm serve`.
+        port: port of 127.0.0.1.
+    """
     place = ["--host", "127.0.0.1", "--port", str(port)]
     if load.vllm is None:
         code = "from experiments.cli import main; main()"
@@ -98,7 +122,8 @@ def _command(directory: Path, load: Load, port: int) -> list[str]:
             str(load.max_new_tokens),
         ]
     length = ["--max-model-len", str(min(4096, positions(directory))), "--max-num-seqs", str(max(load.clients))]
-    options = ["--model", str(directory), "--served-model-name", "student", "--dtype", "float32", "--enforce-eager"]
+    options = ["--model", str(directory), "--served-model-name", "student"]
+    options += ["--dtype", "float32", "--enforce-eager"] if platform == "cpu" else []
     memory = ["--gpu-memory-utilization", str(MEMORY)]
     greedy = ["--generation-config", "vllm"]  # no penalties from generation_config.json; end tokens are still read
     # Questions are sent in turn, so each comes again: a cache would answer what users' new pictures need computed.

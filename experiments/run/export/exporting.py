@@ -41,8 +41,12 @@ def exported(recipe: Recipe | Training, folder: RunFolder, origin: Origin, stude
     Raises:
         AntgmmError: the export gate failed, or files of an earlier export were changed.
     """
-    checked = folder.gate.exists() or origin.teacher is None
-    if from_first_process(checked and folder.checksums.exists() and folder.export.exists()):
+
+    def is_there() -> bool:
+        checked = folder.gate.exists() or origin.teacher is None
+        return checked and folder.checksums.exists() and folder.export.exists()
+
+    if from_first_process(is_there):
         run_on_first(lambda: verify(folder.export, read_book(folder.checksums)))
         return whole(folder.export)._replace(keep=student.keep)
     run_on_first(lambda: forget(folder))

@@ -10,6 +10,7 @@ import jax
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.parallel import preemption, sharding
+from antgmm_jax.parallel.memory import agreed
 from antgmm_jax.parallel.processes import barrier, is_first
 from experiments.run.host.accelerators import unused_gpu
 from experiments.run.host.console import CONSOLE, say
@@ -55,12 +56,13 @@ def devices(mesh: str, coordinator: str, processes: int, process: int) -> Iterat
     with preemption.watched(say, distributed=bool(coordinator)), _on_mesh(sizes):
         # The first collective connects the GPUs, with a limit of minutes: before the first process copies files.
         barrier("start")
-        try:
-            yield
-        except preemption.Preempted:
+        with agreed():
+            try:
+                yield
+            except preemption.Preempted:
+                barrier(END)
+                raise
             barrier(END)
-            raise
-        barrier(END)
 
 
 @contextmanager

@@ -209,7 +209,7 @@ def answered(
         stored = read_book(file) if file.exists() else {}
         return stored["answers"] if stored.get("key") == key else None
 
-    replies = kept() if from_first_process(bool(run_on_first(lambda: kept() is not None))) else None
+    replies = kept() if from_first_process(lambda: kept() is not None) else None
     if replies is None:
         replies = answers()
         run_on_first(lambda: write_book(file, {"key": key, "answers": replies}))

@@ -148,8 +148,7 @@ def metrics(records: Source, answers: Sequence[str], losses: TokenLosses | None 
         answers: one per record.
         losses: of the right answers, if they are known.
     """
-    rows = [records.words(row) for row in range(len(records))]
+    rows = records.expected()
     slices = [row.slice for row in rows]
-    expected = [row.answer for row in rows]
-    types = [row.type for row in rows]
-    return scores(types, answers, expected, slices=slices if any(slices) else (), losses=losses)
+    types, right = [row.type for row in rows], [row.answer for row in rows]
+    return scores(types, answers, right, slices=slices if any(slices) else (), losses=losses)

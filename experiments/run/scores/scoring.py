@@ -76,7 +76,7 @@ def teacher_scored(cache: Path, recipe: Recipe, origin: Origin, test: Samples) -
     limits = {"max_new_tokens": recipe.evaluate.max_new_tokens, "dtype": recipe.optimizer.dtype}
     key = fingerprint({}, f"{origin.key} {test.fingerprint} {limits}")[:16]
     place = cache / STORED.replace("*", key)
-    if not from_first_process(place.exists()):
+    if not from_first_process(place.exists):
         teacher = origin.teacher
         scores, answers = scored("teacher scores", teacher.config, teacher.weights(), test, origin.processor, **limits)
         run_on_first(lambda: write_book(place, {"scores": scores, "answers": answers}))

@@ -59,6 +59,18 @@ def test_more_tiles_or_larger_pictures_are_counted_in_batches_and_products(name)
         check(few._replace(slots=4 * config.slots))
 
 
+@pytest.mark.parametrize("config", [CONFIG, DECODER], ids=["encoder and decoder", "decoder"])
+def test_the_products_of_a_step_are_those_of_all_its_tokens_without_stored_features(config):
+    """A decoder alone reads the answers behind the prompts."""
+    step = spec(config)
+    lengths = (step.length, step.answer) if config.encoder_decoder else (step.length + step.answer,)
+    once = forward_flops(config, step.batch, *lengths, logits=step.answer)
+    assert step_flops(step) == 4 * sum(once.values())
+    assert step_flops(step._replace(source="cache")) == 3 * sum(once.values())
+    stored = once["vision"] + once["bridge"]
+    assert step_flops(step) - step_flops(step._replace(features=True)) == 3 * stored > 0
+
+
 def program(function, *arguments):
     with jax.set_mesh(make_mesh(**MESH)):
         placed = [

@@ -1,5 +1,6 @@
 """The comparison of exports in JAX and transformers with those on a server."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from data.maad import source
 from experiments.lab.servers import loading
 from experiments.lab.servers.compare import compared, rows, run
 from experiments.lab.servers.exports import conversations, expected, pruned_export, read
+from experiments.lab.servers.loading import Load, command, measure
 from experiments.lab.servers.under_load import under_load
 from experiments.run.scores.server import Reply, request_messages
 from tests import reference
@@ -55,7 +57,7 @@ def test_images_of_unequal_size_are_compared_without_padding():
 def test_servers_are_not_loaded_beside_a_process_that_holds_their_accelerator(monkeypatch, tmp_path):
     monkeypatch.setattr(loading.jax, "default_backend", lambda: "gpu")
     with pytest.raises(AntgmmError, match="hold the accelerator that the servers need: set JAX_PLATFORMS=cpu"):
-        loading.measure({}, loading.Load([], 4, (1,), 1.0), tmp_path / "logs")
+        measure({}, Load([], 4, (1,), 1.0), tmp_path / "logs")
     assert not (tmp_path / "logs").exists()
 
 
@@ -86,6 +88,12 @@ def test_a_missing_interpreter_or_preset_is_named(tmp_path):
         run(tmp_path, tmp_path / "python", names=["llava-huge"])
 
 
+@pytest.mark.parametrize("python", ["none", sys.executable])
+def test_a_python_without_vllm_is_named(tmp_path, python):
+    with pytest.raises(AntgmmError, match=f"{python} cannot import vLLM: name the Python of its environment"):
+        measure({}, Load([], 4, (1,), 1.0, Path(python)), tmp_path)
+
+
 def test_clients_send_requests_that_are_made_before(monkeypatch):
     """Else the time to read and encode pictures would count as the server's."""
     rows, read, sent = source("s", "test", 3), [], []
@@ -112,7 +120,15 @@ def test_clients_send_requests_that_are_made_before(monkeypatch):
 def test_a_loaded_server_computes_every_request_anew(monkeypatch):
     """Questions come again: a cache of prompts or of pictures would answer them."""
     monkeypatch.setattr(loading, "positions", lambda directory: 2048)
-    load = loading.Load([], 8, (1, 4), 1.0, Path("python"))
-    words = loading._command(Path("student"), load, 8000)
+    words = command(Path("student"), Load([], 8, (1, 4), 1.0, Path("python")), "cuda", 8000)
     assert "--no-enable-prefix-caching" in words
     assert words[words.index("--mm-processor-cache-gb") + 1] == "0"
+
+
+def test_vllm_computes_in_float32_on_a_cpu_alone(monkeypatch):
+    """On a GPU a student is loaded as users serve it: in the dtype of its files, with captured graphs."""
+    monkeypatch.setattr(loading, "positions", lambda directory: 2048)
+    load = Load([], 4, (1, 8), 1.0, Path("python"))
+    on_cpu, on_gpu = (command(Path("student"), load, platform, 80) for platform in ("cpu", "cuda"))
+    assert on_cpu[on_cpu.index("--dtype") + 1] == "float32"
+    assert {*on_cpu} - {*on_gpu} == {"--dtype", "float32", "--enforce-eager"}

@@ -14,7 +14,7 @@ from antgmm_jax.io.convert import load_hf
 from antgmm_jax.presets import preset
 from experiments.package.build import build
 from experiments.package.programs import Next, Start, generating
-from experiments.package.pytorch import Answerer, pytorch
+from experiments.package.pytorch import Answerer, described, pytorch
 from experiments.package.requests import Limits, Shape, fitted, taken
 from experiments.run.export.in_torch import split, stop_at, torch_answers, torch_model, torch_tensors
 from tests.experiments.package.prompts import prompts
@@ -80,6 +80,12 @@ def test_a_package_runs_without_this_project(tmp_path):
         AntgmmError, match=r"a \.pt2 program reads .*input_ids int64 2x24.* have .*input_ids int64 1x24"
     ):
         Answerer.load(tmp_path / "student.pt2", Shape(2, 24))(narrow)
+
+
+def test_a_tensor_on_another_device_is_not_that_of_a_program():
+    """A program compiled for the CPU would read the address of the other device's memory."""
+    tensors = {"input_ids": torch.zeros((2, 3), dtype=torch.int64), "pixels": torch.zeros(4, device="meta")}
+    assert described(tensors) == "input_ids int64 2x3, pixels float32 4 on meta"
 
 
 def test_positions_of_three_axes_are_refused(tmp_path):

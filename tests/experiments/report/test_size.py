@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from antgmm_jax.presets import preset
+from data.record import Record
+from data.source import InMemorySource
 from experiments.auto import look
 from experiments.report.figures import ABOVE, VARIED, energy_figures, export_figures, is_free_text, size_of
 from experiments.report.model_times import compared, usual_row
@@ -72,8 +74,6 @@ def test_ties_of_the_export_gate_are_reported():
     ],
 )
 def test_free_text_is_told_by_the_answers_and_the_teacher(answers, exact_match, free):
-    class Listed(list):
-        records = SimpleNamespace(words=[SimpleNamespace(type="t", answer=answer) for answer in answers].__getitem__)
-
+    records = InMemorySource([Record(images=(), question="q", answer=answer, type="t") for answer in answers])
     assert (VARIED, ABOVE) == (look.VARIED, look.ABOVE)
-    assert is_free_text(Listed(answers), {"exact_match": exact_match}) is free
+    assert is_free_text(SimpleNamespace(records=records), {"exact_match": exact_match}) is free

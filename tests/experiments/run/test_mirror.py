@@ -9,7 +9,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.io import checkpoint
+from antgmm_jax.io import checkpoint, stores
 from experiments.run import mirror
 from experiments.run.mirror import mirrored
 
@@ -111,6 +111,25 @@ def test_records_are_written_after_arrays_and_removed_before_them(bucket, run, m
     first = [place for place, name in enumerate(written) if name.endswith(("step.json", "stage.json"))]
     assert min(first) > max(place for place, name in enumerate(written[: first[0] + 1]) if "arrays" in name)
     assert removed[0].endswith("00000002/step.json") and len(removed) > 1
+
+
+def test_a_step_that_is_removed_while_it_is_copied_does_not_hold_up_the_others(bucket, run, monkeypatch):
+    """A slow copy of every step, each replaced meanwhile, once left none complete in the store."""
+    step(run, 4)
+    written, put = [], MemoryFileSystem.put_file
+
+    def slow(self, local, remote, **options):
+        written.append(remote)
+        put(self, local, remote, **options)
+        if "00000004/" in remote:  # newer ones have replaced it
+            shutil.rmtree(run / "steps" / "02-b" / "00000004", ignore_errors=True)
+
+    monkeypatch.setattr(MemoryFileSystem, "put_file", slow)
+    assert not mirror._Copy(run, stores.opened(URL)).attempt()
+    assert {"stages/01-a/stage.json", "steps/02-b/00000002/step.json"} <= names(bucket)
+    assert "steps/02-b/00000004/step.json" not in names(bucket)
+    steps = [name.split("/")[-2] for name in written if name.endswith(("step.json", "stage.json"))]
+    assert steps == ["01-a", "00000002"]  # finished stages first
 
 
 def test_a_lost_store_does_not_stop_the_run(bucket, run, monkeypatch, capsys):
