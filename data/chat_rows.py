@@ -266,10 +266,11 @@ def _check_order(roles: Sequence[str], name: str) -> None:
 
 
 def _check_order_of_images(turns: Sequence[Mapping], name: str) -> None:
-    """Checks that image parts that number their images do so in order, in which places take them."""
+    """Checks that image parts that number images of the row do so in order, in which places take them."""
     contents = (content for turn in turns if isinstance(content := _content(turn), list))
     parts = (part for content in contents for part in content if isinstance(part, Mapping))
-    numbers = [part["index"] for part in parts if part.get("type") == "image" and type(part.get("index")) is int]
+    places = (part for part in parts if part.get("type") == "image" and not any(map(part.get, PATHS)))
+    numbers = [part["index"] for part in places if type(part.get("index")) is int]
     if numbers != sorted(set(numbers)):
         raise BadRow(f"images in {name} have the index {', '.join(map(str, numbers))}: put them in ascending order")
 
