@@ -34,8 +34,8 @@ def agreed() -> Iterator[None]:
     if jax.process_count() == 1:
         yield
         return
-    machine = zlib.crc32(socket.gethostname().encode())
-    mine = np.array([machine, (_own() or _of_host()) >> 20, _own() == 0], np.uint32)
+    machine, own = zlib.crc32(socket.gethostname().encode()), _own()
+    mine = np.array([machine, (own or _of_host()) >> 20, own == 0], np.uint32)
     machines, sizes, shared = multihost_utils.process_allgather(mine).T
     parts = np.where(shared, (machines[:, None] == machines).sum(1), 1)
     _AGREED.append(int((sizes // parts).min()) << 20)

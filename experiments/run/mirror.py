@@ -191,9 +191,10 @@ def _unit(name: str) -> str:
 
 def _turn(name: str) -> tuple[int, list[int], str]:
     """Place of a file in the order of copying: books, finished stages, step checkpoints from the newest, the rest."""
-    kind, *rest = _unit(name).split("/")
+    unit = _unit(name)
+    kind, *rest = unit.split("/")
     order = {"": 0, "stages": 1, "steps": 2}.get(kind, 3)
-    return order, [-int(part) for part in rest[1:] if part.isdecimal()], _unit(name)
+    return order, [-int(part) for part in rest[1:] if part.isdecimal()], unit
 
 
 def _is_record(name: str) -> bool:

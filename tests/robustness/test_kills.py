@@ -52,6 +52,5 @@ def test_the_harness_sees_lost_runs_and_single_bits(tmp_path, monkeypatch, capsy
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
-def test_killed_runs_end_with_the_same_arrays(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(kills, "ALONE", 3.0)  # `make soak` waits longer
+def test_killed_runs_end_with_the_same_arrays(tmp_path, kind):
     assert soak_kills(2, 0, tmp_path, [kind]) == 0

@@ -197,7 +197,7 @@ def _report(run: Path) -> dict[str, Any]:
 def _chance(rows: Path) -> float:
     """Mean over question types of the share of the most frequent answer."""
     records = read_records("jsonl", rows / "test.jsonl")
-    words = [records.words(row) for row in range(len(records))]
+    words = records.expected()
     shares = most_frequent([row.type for row in words], [row.answer for row in words])
     return float(np.mean([*shares.values()]))
 
