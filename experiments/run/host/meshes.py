@@ -1,6 +1,7 @@
 """Devices and processes of a run, which are command-line options and not part of recipes."""
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,8 @@ MOST_SIMULATED = 512
 _ALL_STARTED = 1800
 """Seconds in which all processes of a run must have started."""
 _SIZE = re.compile(r"\s*[0-9]{1,6}\s*")
+THREADS = 4
+"""Threads of XLA for each simulated device."""
 AUTO = "auto"
 END = "end of the command"
 """The first process may upload for longer than JAX's five minutes for the others to wait at its shutdown."""
@@ -87,6 +90,10 @@ def simulate(count: int) -> None:
     Args:
         count: number of devices of this process.
     """
+    if count > 1:
+        # A collective holds a thread until all devices have joined it, and a device waits in several: with one thread a
+        # device, the default, they wait for each other for ever.
+        os.environ.setdefault("PJRT_NPROC", str(THREADS * count))
     with suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", count)
 

@@ -15,14 +15,12 @@ from antgmm_jax.parallel.sharding import make_mesh
 from data.maad import source
 from experiments.lab.servers.starting import free_port
 from experiments.report.write import finish
-from experiments.run import stage
 from experiments.run.pipeline import Run
 from experiments.run.rows.samples import Samples
 from experiments.run.schema.recipe import load_recipe
 from experiments.run.scores.evaluation import evaluate
 from experiments.run.student import load_student
 from tests.experiments.forks import forked_run
-from tests.experiments.killed_run import with_each_batch
 from tests.experiments.tiny import RECIPE, save_llava
 from tests.flags import ORDERED
 
@@ -68,19 +66,11 @@ def assert_same(run: Path, expected: Path) -> None:
         assert_close(reports[0][name]["scores"], reports[1][name]["scores"])
 
 
-class Stopped(Exception):
-    pass
-
-
-def test_a_run_on_eight_devices_resumes_on_one(recipe, alone, tmp_path, monkeypatch):
-    def stopping(_, drawn):
-        if drawn > 3:
-            raise Stopped
-
-    with monkeypatch.context() as patched, jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
-        patched.setattr(stage.StageRun, "_train", with_each_batch(stopping))
-        with pytest.raises(Stopped):
-            finish(Run(load_recipe(recipe), tmp_path / "run"))
+def test_a_run_on_eight_devices_resumes_on_one(recipe, alone, tmp_path):
+    words = str(recipe), str(tmp_path / "run"), "mask", "data=2,fsdp=2,tensor=2", "", "1", "0"
+    eight = forked_run(*words, flags=ORDERED)
+    eight.join(900)
+    assert eight.exitcode == -9
     assert (tmp_path / "run" / "steps" / "01-blocks" / "00000002").exists()
     finish(Run(load_recipe(recipe), tmp_path / "run"))
     assert_same(tmp_path / "run", alone[0])
