@@ -1,7 +1,7 @@
 """Greedy decoding with a key-value cache, in three jitted phases."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from antgmm_jax.blocks.language import LanguageModel, Prefilled
 from antgmm_jax.blocks.pictures import without_pixels
+from antgmm_jax.blocks.split import split
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.lmm import LMM, Batch
 from antgmm_jax.parallel.memory import device_memory
@@ -174,8 +175,8 @@ def _layers(language: LanguageModel) -> Callable[[], Sequence[Any]]:
     # loop leave 82, and take 5 % longer by the compiler's estimate. Other compilers would copy each for every token.
     nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(language.decoder))) // model_parts()
     if platform() == "tpu" or crowded(nbytes, device_memory()):
-        return language.decoder.unstack
-    layers = language.decoder.unstack()
+        return partial(language.decoder.unstack, split)
+    layers = language.decoder.unstack(split)
     return lambda: layers
 
 

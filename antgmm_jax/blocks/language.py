@@ -12,6 +12,7 @@ from antgmm_jax.blocks.block import Cache, Context, Gates
 from antgmm_jax.blocks.layers import Norm, gated, linear
 from antgmm_jax.blocks.parameters import param
 from antgmm_jax.blocks.rope import rope
+from antgmm_jax.blocks.split import split
 from antgmm_jax.blocks.stack import Stack, unrolled
 from antgmm_jax.blocks.tables import rows_of
 from antgmm_jax.config import LanguageConfig, Remat, Tower
@@ -128,17 +129,20 @@ class LanguageModel(nnx.Module):
             )
         return x + rows_of(self.positions[...], "positions", order + self.config.first_position).astype(x.dtype)
 
-    def head(self, hidden: Float[Array, "... D"], gates: Gates) -> Float[Array, "... V"]:
+    def head(self, hidden: Float[Array, "... D"], gates: Gates, *, few: bool = False) -> Float[Array, "... V"]:
         """Logits of final hidden states in float32: a bfloat16 logit of 20 would be rounded to a multiple of 0.125.
 
-        T5 v1.0 scales them by width ** -0.5, counting only open channels if gated.
+        T5 v1.0 scales them by width ** -0.5, counting only open channels if gated. With `few` rows, a head that the
+        mesh splits is not gathered.
         """
         if self.config.scaled_head:
             gate = gates.get("text/embed")
             width = self.config.decoder.embed if gate is None else gate.astype(jnp.float32).sum()
             factor = jnp.asarray(width, jnp.float32).astype(hidden.dtype) ** -0.5
             hidden = hidden * factor if gate is None else gated(hidden, factor)
-        return linear(hidden, self.tokens[...].T if self.out is None else self.out[...], None, dtype=jnp.float32)
+        kernel = self.tokens[...].T if self.out is None else self.out[...]
+        kernel = split(kernel, ("text/embed", "vocab")) if few else kernel
+        return linear(hidden, kernel, None, dtype=jnp.float32)
 
     def encode(
         self,
@@ -283,7 +287,7 @@ class LanguageModel(nnx.Module):
         more = () if tokens.added is None else tokens.added
         x, caches = unrolled(layers, x, context, [(empty, empty)] * len(layers), cross_caches, None, more)
         last = jnp.max(jnp.where(valid, at[None, :], 0), axis=1)
-        logits = self.head(self.norm(x[jnp.arange(batch), last]), {})
+        logits = self.head(self.norm(x[jnp.arange(batch), last]), {}, few=True)
         return Prefilled(logits, caches, cross_caches, usable, order, after, length)
 
     def step(
@@ -295,8 +299,8 @@ class LanguageModel(nnx.Module):
             ids: the token of each row.
             state: caches, with `slot` and `lengths` of this token.
             memory_valid: which encoder states are tokens, or None.
-            layers: `self.decoder.unstack()`; inside the loop over tokens on TPUs and where a copy has no room, else
-                before it.
+            layers: `self.decoder.unstack(split)`; inside the loop over tokens on TPUs and where a copy has no room,
+                else before it.
 
         Returns:
             Logits of the next token, and the updated caches.
@@ -309,7 +313,7 @@ class LanguageModel(nnx.Module):
         context = self._with_local(context, at, state.order)
         x = self._placed(self.embed(ids)[:, None], at, slots)
         x, caches = unrolled(layers, x, context, state.caches, state.cross_caches, state.slot)
-        return self.head(self.norm(x[:, 0]), {}), caches
+        return self.head(self.norm(x[:, 0]), {}, few=True), caches
 
 
 def _positions(x: Array, valid: Array | None) -> Array:

@@ -13,6 +13,7 @@ from antgmm_jax.blocks.attention import attend
 from antgmm_jax.blocks.low_rank import LowRank
 from antgmm_jax.blocks.parameters import param
 from antgmm_jax.blocks.rope import Rope, rotate
+from antgmm_jax.blocks.split import Split, product
 from antgmm_jax.blocks.windows import Windows
 from antgmm_jax.config import StackConfig, Tower
 
@@ -27,7 +28,7 @@ ACTIVATIONS = {
 
 
 def linear(
-    x: Array, kernel: Array | LowRank, bias: Array | None, *, inputs: int = 1, dtype: DTypeLike | None = None
+    x: Array, kernel: Array | LowRank | Split, bias: Array | None, *, inputs: int = 1, dtype: DTypeLike | None = None
 ) -> Array:
     """Contracts the last `inputs` axes of x with the first ones of the kernel and adds the bias.
 
@@ -38,6 +39,8 @@ def linear(
     if isinstance(kernel, LowRank):
         y = _product(flat, kernel.kernel.reshape(rows, -1), dtype)
         y = y + _product(_product(flat, kernel.a, flat.dtype), kernel.b, dtype)
+    elif isinstance(kernel, Split):
+        y = product(flat, kernel, math.prod(columns), dtype)
     else:
         y = _product(flat, kernel.reshape(rows, -1), dtype)
     y = y.reshape(*x.shape[: x.ndim - inputs], *columns)

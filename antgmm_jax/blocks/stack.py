@@ -17,6 +17,9 @@ from antgmm_jax.blocks.relative import RelativeBias
 from antgmm_jax.config import Remat, Tower
 from antgmm_jax.parallel.sharding import splits_widths
 
+Prepared = Callable[[Any, tuple[str, ...]], Any]
+"""(parameter that the mesh splits, axis names) -> parameter for use: `gathered`, or `split` for few rows."""
+
 LOCAL = ("layers", "heads", "cross_heads", "mlp", "text_mlp", "embed")
 """Axes of a stack, named like the fields of its config."""
 
@@ -52,14 +55,14 @@ def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name not in ("sharding_constraint", "reshape", "transpose", "squeeze")
 
 
-def _layer(graph: Any, parameters: Any) -> Any:
-    """The module of one layer, its weights gathered, from its part of a stack's parameters."""
+def _layer(graph: Any, parameters: Any, prepared: Prepared = gathered) -> Any:
+    """The module of one layer, its weights prepared for use, from its part of a stack's parameters."""
 
-    def whole(variable: nnx.Variable) -> nnx.Variable:
+    def ready(variable: nnx.Variable) -> nnx.Variable:
         # The metadata is that of the stack: the first axis is the layers.
-        return variable.replace(gathered(variable.get_value(), variable.get_metadata()["axes"][1:]))
+        return variable.replace(prepared(variable.get_value(), variable.get_metadata()["axes"][1:]))
 
-    return nnx.merge(graph, jax.tree.map(whole, parameters, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)))
+    return nnx.merge(graph, jax.tree.map(ready, parameters, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)))
 
 
 def _unit_norms(units: Mapping[str, Any], name: str, valid: Array | None) -> Array:
@@ -193,16 +196,20 @@ class Stack(nnx.Module):
             out[f"{self.tower}/states"] = jnp.concatenate([kept["states"], last[None]])
         return out
 
-    def unstack(self) -> list[tuple[Block, CrossAttention | None]]:
-        """Returns the layers as a list, for decoding: a scan would copy the weights of each layer for every token."""
+    def unstack(self, prepared: Prepared = gathered) -> list[tuple[Block, CrossAttention | None]]:
+        """Returns the layers as a list, for decoding: a scan would copy the weights of each layer for every token.
+
+        Args:
+            prepared: what makes parameters ready for use.
+        """
         every, layers = self.config.cross_every, []
         block_graph, blocks = nnx.split(self.blocks)
         cross_graph, crosses = nnx.split(self.cross) if self.cross is not None else (None, None)
         for i in range(self.config.layers):
-            block = nnx.merge(block_graph, jax.tree.map(lambda a, i=i: a[i], blocks))
+            block = _layer(block_graph, jax.tree.map(lambda a, i=i: a[i], blocks), prepared)
             cross = None
             if cross_graph is not None and i % every == 0:
-                cross = nnx.merge(cross_graph, jax.tree.map(lambda a, j=i // every: a[j], crosses))
+                cross = _layer(cross_graph, jax.tree.map(lambda a, j=i // every: a[j], crosses), prepared)
             layers.append((block, cross))
         return layers
 

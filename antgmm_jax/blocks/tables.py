@@ -6,7 +6,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from antgmm_jax.parallel import sharding
-from antgmm_jax.parallel.rows import BY_ROW, per_device
+from antgmm_jax.parallel.rows import BY_ROW, all_to_all, per_device
 
 COLUMNS = PartitionSpec(None, "fsdp")
 
@@ -57,29 +57,18 @@ def _exchanged(table: Array, ids: Array) -> Array:
 
     def here(table: Array, ids: Array) -> Array:
         x = table[jax.lax.all_gather(ids, "fsdp", tiled=True)]
-        return _all_to_all(x, 0, x.ndim - 1)
+        return all_to_all(x, 0, x.ndim - 1)
 
     return per_device(here, (COLUMNS, BY_ROW), BY_ROW)(table, ids)
 
 
 def _exchanged_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, None]:
     def here(table: Array, ids: Array, dy: Array) -> Array:
-        dy = _all_to_all(dy, dy.ndim - 1, 0)
+        dy = all_to_all(dy, dy.ndim - 1, 0)
         return jax.lax.psum(_summed(table, jax.lax.all_gather(ids, "fsdp", tiled=True), dy), "data")
 
     table, ids = saved
     return per_device(here, (COLUMNS, BY_ROW, BY_ROW), COLUMNS)(table, ids, dy).astype(table.dtype), None
-
-
-def _all_to_all(x: Array, split: int, joined: int) -> Array:
-    """Splits one axis over `fsdp` and joins the parts of another."""
-    if sharding.platform() != "cpu":
-        return jax.lax.all_to_all(x, "fsdp", split, joined, tiled=True)
-    # A CPU runs an all-to-all in no fixed order with other collectives: devices then wait for one another until XLA
-    # ends the process (jaxlib 0.10.2). It has the order of a gather.
-    whole = jax.lax.all_gather(x, "fsdp", axis=joined, tiled=True)
-    size = x.shape[split] // jax.lax.axis_size("fsdp")
-    return jax.lax.dynamic_slice_in_dim(whole, jax.lax.axis_index("fsdp") * size, size, split)
 
 
 _exchanged.defvjp(lambda table, ids: (_exchanged(table, ids), (table, ids)), _exchanged_backward)

@@ -30,6 +30,20 @@ def per_device(function: Callable[..., Any], given: Any, out: Any) -> Callable[.
     return jax.shard_map(function, in_specs=given, out_specs=out, axis_names={*ROWS}, check_vma=False)
 
 
+def all_to_all(x: Array, split: int, joined: int) -> Array:
+    """Splits one axis over `fsdp` and joins the parts of another, in a function of `per_device`."""
+    if sharding.platform() != "cpu":
+        return jax.lax.all_to_all(x, "fsdp", split, joined, tiled=True)
+    # A CPU runs an all-to-all in no fixed order with other collectives: devices then wait for one another until XLA
+    # ends the process (jaxlib 0.10.2). It has the order of a gather.
+    whole = jax.lax.all_gather(x, "fsdp", axis=joined, tiled=True)
+    count = jax.lax.axis_size("fsdp")
+    size = x.shape[split] // count
+    # The device's own number; XLA refuses `axis_index` here in programs that leave the mesh axis `tensor` to it.
+    index = jax.lax.psum_scatter(jnp.arange(count), "fsdp") // count
+    return jax.lax.dynamic_slice_in_dim(whole, index * size, size, split)
+
+
 def sum_over_rows(
     function: Callable[[Any, Any, Any], Any],
     weights: Sequence[Array],

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, get_mesh
 
+from antgmm_jax.decoding import forced_logits
 from antgmm_jax.io.placed import on_devices
 from antgmm_jax.parallel.processes import gather
 from antgmm_jax.parallel.sharding import make_mesh, shard_rows, spec
 from antgmm_jax.pure import functional
-from tests.families.cases import batch, close, counted
+from tests.families.cases import PICTURES, WORDS, batch, close, counted
 
 
 @pytest.fixture
@@ -49,3 +50,19 @@ def test_a_sharded_model_equals_the_whole_one(first, mesh):
     close(logits, expected)
     for mine, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(slope), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(theirs).max())))
+
+
+@pytest.mark.long
+def test_a_sharded_model_decodes_as_the_whole_one(first, mesh):
+    """Layers keep their weights split, and exchange rows."""
+    config, arrays = first.config, batch(first.config, pad="left")
+    prompt = {name: leaf for name, leaf in arrays.items() if name not in ("labels", "decoder_input_ids")}
+    answers = np.random.default_rng(0).integers(*WORDS, (len(PICTURES), 5)).astype(np.int32)
+
+    def decoded():
+        params = on_devices(config, first.params, "float32")
+        return np.asarray(gather(forced_logits(config, params, shard_rows(prompt), shard_rows({"": answers})[""])))
+
+    mine = decoded()
+    with jax.set_mesh(None):
+        close(mine, decoded())

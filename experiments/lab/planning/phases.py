@@ -288,27 +288,32 @@ def _importance(
 
 
 def _scores(recipe: Recipe | Training, work: Work, config: LMMConfig, load: Load) -> Phase:
-    """Answers to the test records: images and prompt are compiled, the steps of decoding reuse their memory."""
+    """Answers to the test records: images and prompt in one program, the tokens of the answers in another."""
     records, longest = recipe.evaluate.data.samples, recipe.evaluate.max_new_tokens
     dtype = work.stage.optimizer.dtype
-    prefill = decoding_phases(config, longest, (), 0).prefill
+    request = decoding_phases(config, longest, (), 0)
 
     def run(params: Any, batch: Any) -> Any:
         features = functional(config).features(params, batch["images"])
-        return prefill(params, {**batch, "vision_features": features})
+        return request.prefill(params, {**batch, "vision_features": features})
 
     with jax.set_mesh(mesh_for(load.mesh, load.chip)):
         rows = _rows(config, min(SCORED, records), dtype, load, text=load.length, answer=longest, generated=longest)
         params = model_shapes(config, dtype)
         shapes = _batch(config, rows, load._replace(answer=0))
         batch = {name: shapes[name] for name in ("input_ids", "attention_mask", "images")}
-        program = _program(run, (params, batch), load)
+        state = jax.eval_shape(run, params, batch)
+        state = jax.tree.map(lambda leaf: sharding.place(leaf, ("batch",)) if leaf.shape else leaf, state)
+        # Of the batch, decoding needs what the prompt has left.
+        given = {bytes_of(batch): (run, batch), bytes_of(state): (request.decode, state)}
+        made = {size: _program(each, (params, rows), load) for size, (each, rows) in given.items()}
+        size, largest = max(made.items(), key=lambda one: one[0] + one[1].temporaries)
         layers = _copied(bytes_of(params["language"]["decoder"]), load)
-        memory = {"model": bytes_of(params), "layers": layers, "batch": bytes_of(batch), **_more(program)}
+        memory = {"model": bytes_of(params), "layers": layers, "batch": size, **_more(largest)}
     flops = sum(
         sum(each.values()) for each in cost(config, records, load.length, longest, slots=load.slots).flops.values()
     )
-    sent = -(-records // rows) * sum(program.sent.values())
+    sent = -(-records // rows) * sum(sum(program.sent.values()) for program in made.values())
     return Phase(f"{work.title}: scores", memory, 0, 0, sent, flops / load.devices, compiled=True)
 
 
