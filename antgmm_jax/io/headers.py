@@ -16,7 +16,7 @@ from antgmm_jax.families import family_of
 from antgmm_jax.io import hub
 from antgmm_jax.io.convert import open_hf
 from antgmm_jax.io.loading import CONFIG, read_config
-from antgmm_jax.io.tensors import INDEX, WEIGHTS, renamed, shards
+from antgmm_jax.io.tensors import INDEX, renamed, weight_files
 from antgmm_jax.pure import Params
 
 COMPARED = 4096
@@ -57,8 +57,7 @@ def _described(directory: str | os.PathLike) -> tuple[LMMConfig, Params]:
 
 
 def _has_weights(snapshot: Path) -> bool:
-    index = snapshot / INDEX
-    return all((snapshot / name).exists() for name in (shards(index) if index.exists() else [WEIGHTS]))
+    return all((snapshot / name).exists() for name in weight_files(snapshot))
 
 
 def _download(repository: hub.Repository, snapshot: Path, folder: Path) -> None:

@@ -39,6 +39,15 @@ def shards(index: Path) -> list[str]:
     return sorted(set(files.values()))
 
 
+def weight_files(directory: Path) -> list[str]:
+    """Returns the names of the files of weights in a folder; they need not exist.
+
+    As in transformers, one file stands before an index: a model that was saved into the folder of shards leaves theirs.
+    """
+    index = directory / INDEX
+    return shards(index) if index.exists() and not (directory / WEIGHTS).exists() else [WEIGHTS]
+
+
 def renamed(name: str, renames: Iterable[tuple[str, str]]) -> str:
     """Returns the name of a tensor after replacements of regular expressions, in order."""
     for pattern, new in renames:
@@ -73,11 +82,8 @@ class Tensors:
     def __init__(
         self, directory: Path, renames: tuple[tuple[str, str], ...], on_read: Callable[[int], None] = lambda _: None
     ):
-        if (directory / INDEX).exists():
-            files = shards(directory / INDEX)
-        elif (directory / WEIGHTS).exists():
-            files = [WEIGHTS]
-        else:
+        files = weight_files(directory)
+        if files == [WEIGHTS] and not (directory / WEIGHTS).exists():
             raise AntgmmError(
                 f"{directory} has no {WEIGHTS}: save it with safe_serialization (pickled weights are not read)"
             )

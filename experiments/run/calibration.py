@@ -246,7 +246,7 @@ def importance_pieces(
 def calibration_batches(samples: Samples, *, batch_size: int, batches: int, seed: int) -> list[dict[str, jax.Array]]:
     """Returns batches on the devices with one sample per row, for measurements before training.
 
-    Rows of a batch need similar numbers of image slots; batches of all such groups are drawn.
+    Rows of a batch need similar numbers of image slots, or none; batches of all such groups are drawn.
 
     Args:
         samples: the records.
@@ -257,7 +257,9 @@ def calibration_batches(samples: Samples, *, batch_size: int, batches: int, seed
     Returns:
         The batches, without `index`.
     """
-    size, groups, chosen = min(batch_size, len(samples)), [*samples.needs.alike()], []
+    size, pictured, chosen = min(batch_size, len(samples)), samples.needs.slots > 0, []
+    parts = [part for rows in samples.needs.alike() for part in (rows[pictured[rows]], rows[~pictured[rows]])]
+    groups = [rows for rows in parts if rows.size]
     for rows, count in zip(groups, apportioned([len(rows) for rows in groups], batches), strict=True):
         # A group of fewer rows than a batch is read more than once.
         source = samples.shuffled(size, seed + 500, full=True, rows=np.resize(rows, max(size, len(rows))))

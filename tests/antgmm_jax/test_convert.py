@@ -1,8 +1,8 @@
 """Loading and saving checkpoints: shards, other files, and errors."""
 
 import json
-import shutil
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -150,7 +150,7 @@ def test_another_family_is_refused(checkpoint):
 
 
 def test_an_index_may_not_leave_the_folder(checkpoint):
-    shutil.copy(checkpoint / WEIGHTS, checkpoint.parent / "other.safetensors")
+    (checkpoint / WEIGHTS).rename(checkpoint.parent / "other.safetensors")
     (checkpoint / INDEX).write_text(json.dumps({"weight_map": {"query_tokens": "../other.safetensors"}}))
     with pytest.raises(AntgmmError, match="outside the checkpoint"):
         load_hf(checkpoint)
@@ -167,8 +167,18 @@ def test_files_may_be_links_as_in_the_hubs_cache(checkpoint):
 @pytest.mark.parametrize("text", ["{}", '{"weight_map": ["model.safetensors"]}', "[]"])
 def test_an_invalid_index_is_refused(checkpoint, text):
     (checkpoint / INDEX).write_text(text)
+    (checkpoint / WEIGHTS).rename(checkpoint / "model-00001-of-00001.safetensors")
     with pytest.raises(AntgmmError, match=r"model\.safetensors\.index\.json .*copy it again"):
         load_hf(checkpoint)
+
+
+def test_one_file_stands_before_the_index_of_shards_as_in_transformers(checkpoint):
+    """`save_pretrained` into a folder of shards removes them, and leaves their index."""
+    config, params = load_hf(checkpoint)
+    (checkpoint / INDEX).write_text(json.dumps({"weight_map": {"query_tokens": "model-00001-of-00002.safetensors"}}))
+    again, same = load_hf(checkpoint)
+    assert again == config
+    jax.tree.map(np.testing.assert_array_equal, same, params)
 
 
 def test_an_existing_directory_is_not_overwritten(checkpoint):

@@ -8,7 +8,7 @@ from antgmm_jax.io.loading import load_processor
 from data.record import Record
 from experiments.run.calibration import apportioned, calibration_batches
 from experiments.run.rows.samples import Samples
-from tests.experiments.tiny import save_smolvlm
+from tests.experiments.tiny import save_llava, save_smolvlm
 
 
 @pytest.mark.parametrize(
@@ -26,8 +26,9 @@ def test_groups_get_batches_in_proportion_to_their_rows_and_the_first_at_least_o
     assert apportioned(rows, batches) == expected
 
 
-def test_few_rows_with_pictures_are_in_the_batches_of_every_seed(tmp_path):
-    directory, rng = save_smolvlm(tmp_path / "model"), np.random.default_rng(0)
+@pytest.mark.parametrize("save", [save_llava, save_smolvlm], ids=["a slot a picture", "slots of tiles"])
+def test_few_rows_with_pictures_are_in_the_batches_of_every_seed(tmp_path, save):
+    directory, rng = save(tmp_path / "model"), np.random.default_rng(0)
     config, _ = load_hf(directory)
     picture = rng.integers(0, 256, (40, 40, 3), np.uint8)
     seen = Record(images=(picture,), question="what is shown?", text="", answer="five")
