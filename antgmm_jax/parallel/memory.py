@@ -12,17 +12,27 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-_AGREED: list[int] = []
-"""Memory inside `agreed`."""
+_ASSUMED: list[float] = []
+"""Memory inside `assumed`."""
 _GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
-def device_memory() -> int:
-    """Returns the bytes of one device that JAX may use; inside `agreed`, of the device with the least.
+def device_memory() -> float:
+    """Returns the bytes of one device that JAX may use; inside `agreed` or `assumed`, what they say.
 
     It does not depend on what is in use now, so that a resumed run gets the same batches.
     """
-    return _AGREED[-1] if _AGREED else _own() or _of_host()
+    return _ASSUMED[-1] if _ASSUMED else _own() or _of_host()
+
+
+@contextmanager
+def assumed(size: float) -> Iterator[None]:
+    """Lets programs be traced for devices with `size` bytes of memory, which need not exist."""
+    _ASSUMED.append(size)
+    try:
+        yield
+    finally:
+        _ASSUMED.pop()
 
 
 @contextmanager
@@ -38,11 +48,8 @@ def agreed() -> Iterator[None]:
     mine = np.array([machine, (own or _of_host()) >> 20, own == 0], np.uint32)
     machines, sizes, shared = multihost_utils.process_allgather(mine).T
     parts = np.where(shared, (machines[:, None] == machines).sum(1), 1)
-    _AGREED.append(int((sizes // parts).min()) << 20)
-    try:
+    with assumed(int((sizes // parts).min()) << 20):
         yield
-    finally:
-        _AGREED.pop()
 
 
 def _own() -> int:

@@ -173,7 +173,7 @@ def trial_tables(
 
 
 def micro_batches(
-    config: LMMConfig, stage: Stage, samples: Samples, limit: int, held: Narrow, *, on_disk: bool = True
+    config: LMMConfig, stage: Stage, samples: Samples, limit: float, held: Narrow, *, on_disk: bool = True
 ) -> int:
     """Returns the fewest parts of a stage's batches of which one fits into the memory of a device.
 

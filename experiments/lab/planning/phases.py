@@ -13,6 +13,7 @@ from antgmm_jax.decoding import crowded
 from antgmm_jax.decoding import phases as decoding_phases
 from antgmm_jax.families import complete
 from antgmm_jax.parallel import sharding
+from antgmm_jax.parallel.memory import assumed
 from antgmm_jax.pure import Functional, abstract, functional
 from distill.adapters import shapes_with_adapters
 from distill.build import targets
@@ -297,7 +298,8 @@ def _scores(recipe: Recipe | Training, work: Work, config: LMMConfig, load: Load
         features = functional(config).features(params, batch["images"])
         return request.prefill(params, {**batch, "vision_features": features})
 
-    with jax.set_mesh(mesh_for(load.mesh, load.chip)):
+    # From the memory, decoding chooses whether it copies its layers.
+    with jax.set_mesh(mesh_for(load.mesh, load.chip)), assumed(load.memory):
         rows = _rows(config, min(SCORED, records), dtype, load, text=load.length, answer=longest, generated=longest)
         params = model_shapes(config, dtype)
         shapes = _batch(config, rows, load._replace(answer=0))
@@ -308,8 +310,7 @@ def _scores(recipe: Recipe | Training, work: Work, config: LMMConfig, load: Load
         given = {bytes_of(batch): (run, batch), bytes_of(state): (request.decode, state)}
         made = {size: _program(each, (params, rows), load) for size, (each, rows) in given.items()}
         size, largest = max(made.items(), key=lambda one: one[0] + one[1].temporaries)
-        layers = _copied(bytes_of(params["language"]["decoder"]), load)
-        memory = {"model": bytes_of(params), "layers": layers, "batch": size, **_more(largest)}
+        memory = {"model": bytes_of(params), "batch": size, **_more(largest)}
     flops = sum(
         sum(each.values()) for each in cost(config, records, load.length, longest, slots=load.slots).flops.values()
     )
