@@ -28,6 +28,7 @@ doc_to_messages: !function functions.messages
 doc_to_target: answer
 generation_kwargs:
   max_new_tokens: {tokens}
+  until: []  # else lmms-eval cuts answers at their first empty line
   temperature: 0
   do_sample: false
 process_results: !function functions.scored

@@ -155,7 +155,7 @@ def _evict(folder: Path) -> None:
             with FileLock(lock, timeout=0):
                 folders.discard(path)
                 lock.unlink(missing_ok=True)  # while it is held, so that no two processes hold different files of it
-        except (Timeout, OSError):  # being written; or read by another process of a network file system
+        except (Timeout, OSError):  # being written; or another process has removed it
             continue
         sizes.pop(path)
 

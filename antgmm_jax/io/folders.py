@@ -165,9 +165,12 @@ def replace(fresh: Path, target: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Removes a folder, after renaming it, so that a partly removed folder never has its name."""
+    """Removes a folder, after renaming it, so that a partly removed folder never has its name.
+
+    On a network file system, files that are being read stay under the hidden name until `remove_leftovers`.
+    """
     _set_aside(path)
-    shutil.rmtree(_old(path))
+    shutil.rmtree(_old(path), ignore_errors=True)
 
 
 def remove_leftovers(directory: Path) -> None:

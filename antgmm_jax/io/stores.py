@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -147,6 +147,8 @@ def local(
 ) -> Path:
     """Copies the files of a store into a cache, unless their copies are current, and returns the local path.
 
+    Copies of files that the store has removed are removed too: an old index or shard would be read with the new ones.
+
     Args:
         url: a folder, a file, or a pattern of files such as gs://bucket/train-*.parquet.
         patterns: patterns of the files to copy from a folder.
@@ -165,15 +167,18 @@ def local(
     place = _cache() / hashlib.sha256(store.url.encode()).hexdigest()[:16]
     place.mkdir(parents=True, exist_ok=True)
     with FileLock(place.with_suffix(".lock")):
-        stamps = {
-            name: stamp for name, stamp in store.files().items() if _chosen(name, chosen) and not _chosen(name, skipped)
-        }
+        files = store.files()
+        stamps = {name: files[name] for name in _wanted(files, chosen, skipped)}
         if not stamps or (single and not any(_chosen(name, chosen[:1]) for name in stamps)):
             raise AntgmmError(f"{url}: there is no such file or folder: check the name and your permissions")
         record = place / _STAMPS
         before = _stamps(record)
         store.get([n for n, stamp in stamps.items() if before.get(n) != stamp or not (place / n).exists()], place)
-        write_book(record, before | stamps)
+        gone = [name for name in _wanted(before, chosen, skipped) if name not in stamps]
+        for name in gone:
+            if not _leaves(name):
+                (place / name).unlink(missing_ok=True)
+        write_book(record, {name: stamp for name, stamp in before.items() if name not in gone} | stamps)
     return place / path.name if single else place
 
 
@@ -183,6 +188,16 @@ def _stamps(record: Path) -> dict[str, str]:
         return read_book(record)
     except AntgmmError:
         return {}
+
+
+def _wanted(names: Iterable[str], chosen: Sequence[str], skipped: Sequence[str]) -> list[str]:
+    """The files that match a chosen pattern and no skipped one."""
+    return [name for name in names if _chosen(name, chosen) and not _chosen(name, skipped)]
+
+
+def _leaves(name: str) -> bool:
+    """Whether a relative path leads out of its folder, as in a record that was altered."""
+    return PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
 
 
 def _chosen(name: str, patterns: Sequence[str]) -> bool:

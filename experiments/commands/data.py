@@ -3,14 +3,19 @@
 from enum import StrEnum
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from antgmm_jax.extras import require
-from experiments.commands.output import Json, MaxNewTokens, Maybe, Prompt, Set, emit
-from experiments.commands.sources import FORMS, check_rows, records, template
+from data.limits import LONGEST_ANSWER
+from experiments.commands.output import Json, Maybe, Prompt, Set, emit
+from experiments.commands.sources import FORMS, answer_length, check_rows, config_of, records, template
 from experiments.run.host.console import bar, say, table
+
+if TYPE_CHECKING:
+    from data.source import Source
+    from experiments.run.rows.samples import Samples
 
 
 class Form(StrEnum):
@@ -92,7 +97,14 @@ def lmms_eval(
     model: Maybe = None,
     samples: Annotated[int, typer.Option(min=0, help="Number of records, from the first; 0 for all.")] = 0,
     prompt: Prompt = "",
-    max_new_tokens: MaxNewTokens = 32,
+    max_new_tokens: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=LONGEST_ANSWER,
+            help="Maximum length of an answer; 0 for the longest one of the data, at least 32. Without MODEL 32.",
+        ),
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Write rows as a task for lmms-eval, in the prompt that a checkpoint was trained with; scored as antgmm eval."""
@@ -101,12 +113,21 @@ def lmms_eval(
 
     source, text = records(data, samples), template(prompt, model)
     check_rows(source)
+    length = max_new_tokens or answer_length(None if model is None else _encoded(source, model, text))
+    if not max_new_tokens and model is None:
+        say(f"note: answers are cut after {length} tokens: give --max-new-tokens, or a MODEL that counts those of rows")
     with bar("rows", len(source)) as update:
-        name = write_task(
-            source, out, text, max_new_tokens=max_new_tokens, progress=lambda _, done, total: update(done, "")
-        )
-    figures = {"task": name, "folder": str(out), "rows": len(source), "prompt": text}
+        name = write_task(source, out, text, max_new_tokens=length, progress=lambda _, done, total: update(done, ""))
+    figures = {"task": name, "folder": str(out), "rows": len(source), "prompt": text, "max_new_tokens": length}
     emit(figures, as_json, f"task of {len(source)} rows: lmms-eval --include_path {out} --tasks {name} --model ...")
+
+
+def _encoded(source: "Source", model: Path, prompt: str) -> "Samples":
+    """Rows as a checkpoint reads them."""
+    from antgmm_jax.io.loading import load_processor
+    from experiments.run.rows.samples import Samples
+
+    return Samples(source, load_processor(model), config_of(model, ""), prompt=prompt)
 
 
 COMMANDS = {

@@ -263,7 +263,6 @@ def export(
         questions=questions,
     )
     assert result is not None  # never None with questions and one process
-    upload(out, push)
     if quantize:
         from antgmm_jax.io.loading import load_processor
         from experiments.run.export.quantized import advise_upload, publish_quantized
@@ -274,6 +273,8 @@ def export(
         )
         publish_quantized(out, quantize, answered, max_new_tokens)
         advise_upload(out, quantize, push)
+    # Last: a failed upload has a command of its own, but the export cannot be repeated where it is.
+    upload(out, push)
     rows = [
         ("largest difference of logits", f"{result.max_abs_logit_diff:.2g}"),
         ("largest logit", f"{result.max_abs_logit:.3g}"),

@@ -171,12 +171,12 @@ def _compress(
 
         figures = finish(Run(recipe, run, watch=watch), report=as_report)
         advise(recipe, run)
-        upload(run / "export", push)
         if scheme:
             from experiments.run.export.quantized import advise_upload, quantize_export
 
             quantize_export(recipe, run / "export", scheme)
             advise_upload(run / "export", scheme, push)
+        upload(run / "export", push)
     print_end(figures, run, as_json, as_report=as_report)
 
 

@@ -11,7 +11,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
 from data.limits import LONGEST_ANSWER
 from experiments.commands.output import Json, Maybe, Mesh, Prompt, emit
-from experiments.commands.sources import FORMS, check_rows, dtypes, records, template
+from experiments.commands.sources import FORMS, answer_length, check_rows, dtypes, records, template
 from experiments.run.host.console import bar, say, table
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ class _Checkpoint(NamedTuple):
 
 
 _SCORES = ("exact_match", "final_token", "rouge_l")
-_LENGTH = 32
-"""Maximum length of answers unless right ones are longer, or if no tokenizer is known to count their tokens."""
 
 
 def evaluate(
@@ -95,7 +93,7 @@ def evaluate(
     with _devices(mesh, model):
         source = records(data, samples)
         checkpoint = None if model is None else _opened(model, source, text)
-        length = max_new_tokens or _longest(checkpoint)
+        length = max_new_tokens or answer_length(checkpoint and checkpoint.questions)
         if server is not None:
             # What a template writes before answers was trained on, and a server may leave it there.
             before = "" if checkpoint is None else checkpoint.questions.encoder.opening
@@ -138,11 +136,6 @@ def _opened(model: Path, source: "Source", prompt: str) -> _Checkpoint:
     config, params = open_hf(model)
     processor = load_processor(model)
     return _Checkpoint(config, params, Samples(source, processor, config, prompt=prompt), processor)
-
-
-def _longest(checkpoint: _Checkpoint | None) -> int:
-    """Maximum length of answers that lets every right answer be given, if a tokenizer is known."""
-    return _LENGTH if checkpoint is None else max(_LENGTH, int(checkpoint.questions.rows.index.answer.max()))
 
 
 def _in_jax(checkpoint: _Checkpoint, max_new_tokens: int, batch: int) -> _Result:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from antgmm_jax.config import LMMConfig
     from data.source import Source
     from experiments.run.export.served_prompt import Conversation
+    from experiments.run.rows.samples import Samples
 
 FORMS = (
     "maad:TIER:SPLIT, jsonl:PATH, parquet:PATH, arrow:PATH, webdataset:PATH or tfds:PATH:SPLIT (PATH:images=DIR where"
@@ -26,6 +27,8 @@ _KEYS = {
     "webdataset": ("path",),
     "tfds": ("path", "split"),
 }
+ANSWER_LENGTH = 32
+"""Maximum length of answers unless right ones are longer, or if no tokenizer is known to count their tokens."""
 
 
 def template(text: str, model: Path | None) -> str:
@@ -107,6 +110,15 @@ def check_rows(source: "Source") -> None:
 
     with bar("checking the rows", len(source)) as update:
         deque(read_all(source, lambda record: None, update, threads=THREADS), maxlen=0)
+
+
+def answer_length(questions: "Samples | None") -> int:
+    """Returns a maximum length of answers that lets every right answer be given, at least `ANSWER_LENGTH`.
+
+    Args:
+        questions: encoded rows; None if no tokenizer is known, so that right answers are not counted.
+    """
+    return ANSWER_LENGTH if questions is None else max(ANSWER_LENGTH, int(questions.rows.index.answer.max()))
 
 
 def name_of(model: Path | None, preset: str) -> str:

@@ -23,6 +23,7 @@ from experiments.run.schema.recipe import as_parent, difference, dump_recipe, lo
 from experiments.run.status import STATUS, Status
 
 RECIPE, INPUTS, LOCK, REPORT = "recipe.toml", "inputs.json", ".lock", "report.json"
+_ELSEWHERE = "choose another folder or remove it, and with --mirror another URL"
 _LOST = 120
 """Seconds for which the first of several processes waits for the lock."""
 
@@ -195,7 +196,7 @@ class RunFolder:
         before = read_book(self.inputs, remedy) if self.inputs.exists() else {}
         if other := [name for name, digest in digests.items() if before.get(name, digest) != digest]:
             what = other[0].replace("_", " ")
-            raise AntgmmError(f"{self.path}: its {what} changed since its start: choose another folder or remove it")
+            raise AntgmmError(f"{self.path}: its {what} changed since its start: {_ELSEWHERE}")
         if before != before | digests:
             write_book(self.inputs, before | digests)
 
@@ -230,8 +231,7 @@ class RunFolder:
             self.check_free()
         elif changed := difference(before, recipe):
             raise AntgmmError(
-                f"{self.path} is a run of another recipe ({changed}): choose another folder or remove it"
-                f"{self._reusable(before, recipe)}"
+                f"{self.path} is a run of another recipe ({changed}): {_ELSEWHERE}{self._reusable(before, recipe)}"
             )
 
     def _reusable(self, before: Recipe | Training, recipe: Recipe | Training) -> str:

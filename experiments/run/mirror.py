@@ -6,7 +6,7 @@ report. The record of a stage or step is written after its arrays, so that one w
 
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from itertools import groupby
 from pathlib import Path
@@ -48,21 +48,20 @@ def mirrored(run: Path, url: str) -> Iterator[None]:
         return
     copy = _Copy(run, stores.opened(url))
     copy.fetch()
-    over = threading.Event()
-    thread = threading.Thread(target=copy.follow, args=(over,), daemon=True)
+    thread = threading.Thread(target=copy.follow, daemon=True)
     thread.start()
     try:
         yield
     except BaseException:
-        _end(over, thread)
+        _end(copy, thread)
         copy.attempt(last=True)
         raise
-    _end(over, thread)
+    _end(copy, thread)
     copy.finish()
 
 
-def _end(over: threading.Event, thread: threading.Thread) -> None:
-    over.set()
+def _end(copy: "_Copy", thread: threading.Thread) -> None:
+    copy.over.set()
     thread.join()
 
 
@@ -72,12 +71,16 @@ class _Copy:
     Args:
         run: folder of the run.
         store: folder of the copy.
+
+    Attributes:
+        over: set at the end of the run, after which only the last copy is made.
     """
 
     def __init__(self, run: Path, store: Store):
         self._run, self._store = run, store
         self._sent: dict[str, tuple[int, int]] = {}
         self._failing = False
+        self.over = threading.Event()
 
     def fetch(self) -> None:
         """Copies the stages and steps that the folder lacks from the store."""
@@ -97,6 +100,17 @@ class _Copy:
         for unit in missing:
             files = [name for name in stored if name.startswith(f"{unit}/")]
             self._store.get(sorted(files, key=_is_record), self._run)
+        with suppress(AntgmmError, OSError):  # what cannot be compared is copied again
+            self._sent = self._shared({*stored}, records)
+
+    def _shared(self, stored: Collection[str], records: Collection[str]) -> dict[str, tuple[int, int]]:
+        """The files of stages and steps that are the same here and in the store: records hold all checksums."""
+        same = {
+            _unit(name)
+            for name in records
+            if (mine := self._run / name).exists() and mine.read_bytes() == self._store.read_text(name).encode()
+        }
+        return {name: state for name, state in self._present().items() if name in stored and _unit(name) in same}
 
     def _lacks(self, record: str, records: Collection[str]) -> bool:
         """Whether the folder needs the stage or step of a stored record; not an old step that it has removed."""
@@ -109,9 +123,9 @@ class _Copy:
         newer = any(one.parent.name > step[0] for one in (self._run / kind / stage).glob(f"*/{STEP_RECORD}"))
         return not (newer or done in records or (self._run / done).exists())
 
-    def follow(self, over: threading.Event) -> None:
+    def follow(self) -> None:
         """Copies what is new every `EVERY` seconds until `over` is set."""
-        while not over.wait(EVERY):
+        while not self.over.wait(EVERY):
             self.attempt()
 
     def attempt(self, last: bool = False) -> bool:
@@ -145,7 +159,7 @@ class _Copy:
             last: whether to copy a new state of the run even if nothing else is new.
 
         Returns:
-            Whether all of it is copied; not if the run has removed an old step meanwhile.
+            Whether all of it is copied; not if the run has removed an old step or ended meanwhile.
         """
         present = self._present()
         new = [name for name, state in present.items() if self._sent.get(name) != state]
@@ -153,6 +167,8 @@ class _Copy:
             return True
         whole = True
         for _, names in groupby(sorted(new, key=_turn), key=_unit):
+            if self.over.is_set() and not last:  # the last copy begins with the newest step
+                return False
             whole = self._put(sorted(names, key=_is_record), present) and whole
         gone = [name for name in self._store.files() if _is_copied(name) and name not in present]
         self._store.remove(sorted(gone, key=lambda name: not _is_record(name)))

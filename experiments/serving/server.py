@@ -27,8 +27,8 @@ from experiments.serving.batches import Answer, Model, ModelError, Question, loa
 from experiments.serving.requests import FORM, check_options, conversation, most_tokens, shallow
 
 CHAT, METRICS = "/v1/chat/completions", "/metrics"
-LARGEST = 64 << 20
-"""Bytes of a request."""
+LARGEST = 256 << 20
+"""Bytes of a request: its pictures have up to `MOST_PIXELS`, each of up to 4 bytes as PNG in base64."""
 _POLL, _WATCH = 0.05, 1.0
 """Seconds between looks at the process that loads the model, and at all processes while they serve."""
 

@@ -1,5 +1,6 @@
 """Files and folders have one writer at a time."""
 
+import errno
 import multiprocessing
 import os
 import stat
@@ -9,7 +10,7 @@ import pytest
 from filelock import FileLock
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.io.folders import claimed, new_file, new_folder
+from antgmm_jax.io.folders import claimed, discard, new_file, new_folder, remove_leftovers
 
 
 def write(folder: Path) -> str:
@@ -66,6 +67,22 @@ def test_files_and_folders_have_the_modes_of_the_process(tmp_path):
         pass
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("file", "folder")]
     assert modes == [0o666 & ~mask, 0o777 & ~mask]
+
+
+def test_a_folder_with_a_file_that_is_being_read_is_discarded_and_removed_later(tmp_path, monkeypatch):
+    """A network file system keeps such a file as .nfsXXXX until it is closed, so that its folder is not empty."""
+
+    def held(path, *_, **__):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+
+    step = tmp_path / "00000002"
+    step.mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rmdir", held)
+        discard(step)
+    assert not step.exists() and [*tmp_path.iterdir()]
+    remove_leftovers(tmp_path)
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("target", ["nowhere", "out"])

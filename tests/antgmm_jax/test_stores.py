@@ -7,6 +7,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import stores
+from antgmm_jax.io.books import read_book, write_book
 from antgmm_jax.io.convert import load_hf
 from data.readers import read_records
 from tests import reference
@@ -48,6 +49,35 @@ def test_a_changed_file_is_copied_again_and_others_are_not(bucket, monkeypatch):
     folder = stores.local("memory://b", ("*.parquet",))
     assert copied == ["x.parquet", "y.parquet", "y.parquet"]
     assert (folder / "y.parquet").read_bytes() == b"new"
+
+
+def test_copies_of_files_that_the_store_has_removed_are_removed(bucket):
+    """An old index of shards would be read instead of the one file of weights, old shards beside the new ones."""
+    old = ("model.safetensors.index.json", "train-0-of-1.parquet", "train.txt", "code.json")
+    bucket.pipe({f"/b/{name}": b"old" for name in old})
+    stores.local("memory://b", ("*.json", "*.parquet", "*.txt"))
+    bucket.rm("/b", recursive=True)
+    bucket.pipe({"/b/model.safetensors": b"new", "/b/train-0-of-2.parquet": b"new"})
+    folder = stores.local("memory://b", ("*.safetensors", "*.json"), skipped=("code.*",))
+
+    def names():
+        return {path.name for path in folder.iterdir()} - {".stamps.json"}
+
+    assert names() == {"model.safetensors", "train-0-of-1.parquet", "train.txt", "code.json"}
+    stores.local("memory://b/train-*.parquet", ("*.parquet",))
+    assert names() == {"model.safetensors", "train-0-of-2.parquet", "train.txt", "code.json"}
+
+
+def test_a_record_of_copies_that_names_files_elsewhere_removes_none(bucket, tmp_path):
+    bucket.pipe("/b/a.json", b"{}")
+    folder = stores.local("memory://b", ("*.json",))
+    mine = [tmp_path / "mine.json", folder.parent / "mine.json"]
+    for path in mine:
+        path.write_text("mine")
+    write_book(folder / ".stamps.json", {str(mine[0]): "", "../mine.json": ""})
+    stores.local("memory://b", ("*.json",))
+    assert all(path.exists() for path in mine)
+    assert read_book(folder / ".stamps.json").keys() == {"a.json"}
 
 
 def test_a_checkpoint_is_read_from_a_store(bucket, tmp_path):

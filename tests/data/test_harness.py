@@ -55,7 +55,7 @@ def test_rows_have_the_prompt_of_training_and_their_images(task):
         for one, image in zip(shown, record.images, strict=True):
             np.testing.assert_array_equal(np.asarray(one), image)
     assert fields["task"] == "ads_test"
-    assert fields["generation_kwargs"] == {"max_new_tokens": 7, "temperature": 0, "do_sample": False}
+    assert fields["generation_kwargs"] == {"max_new_tokens": 7, "until": [], "temperature": 0, "do_sample": False}
     assert [row[fields["doc_to_target"]] for row in rows] == [record.answer for record in RECORDS]
 
 

@@ -152,7 +152,7 @@ def _compared(
             alone = jax.tree.map(lambda leaf, place=place: leaf[place : place + 1], prompt)
             gap = torch_gap(model, alone, step, (int(ours[step]), int(theirs[step])))
         # NaN stays: it must not pass.
-        diff, largest = (float(np.max(np.abs(x[place]))) for x in (mine - reference, reference))
+        diff, largest = (float(np.max(np.abs(x))) for x in (mine[place] - reference[place], reference[place]))
         rows.append(_Row(names[place], int(numbers[place]), diff, largest, gap, text))
     return rows
 

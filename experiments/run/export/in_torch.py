@@ -63,6 +63,39 @@ def torch_model(directory: str | os.PathLike):
     Only the special tokens of its generation_config.json are used, because JAX decodes without beams, penalties and
     minimum lengths.
 
+    Args:
+        directory: Hugging Face directory, or a name of the Hub.
+
+    Returns:
+        The model.
+
+    Raises:
+        AntgmmError: as in `cpu_model`.
+    """
+    return placed(cpu_model(directory))
+
+
+def placed(model):
+    """Moves a model to a GPU if there is one with enough free memory.
+
+    Args:
+        model: from `cpu_model`.
+
+    Returns:
+        The model.
+    """
+    return model.to(torch_device(model.get_memory_footprint()))
+
+
+def cpu_model(directory: str | os.PathLike):
+    """Loads a checkpoint as `torch_model` does, on the CPU.
+
+    Args:
+        directory: Hugging Face directory, or a name of the Hub.
+
+    Returns:
+        The model.
+
     Raises:
         AntgmmError: PyTorch is not installed, or a tensor is missing, unexpected or has the wrong shape.
     """
@@ -84,7 +117,7 @@ def torch_model(directory: str | os.PathLike):
         tokens = ("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id")
         part.generation_config = transformers.GenerationConfig(**{name: getattr(generation, name) for name in tokens})
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    return model.eval().to(torch_device(model.get_memory_footprint()))
+    return model.eval()
 
 
 def empty_model(directory: str | os.PathLike):

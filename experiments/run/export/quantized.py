@@ -17,7 +17,7 @@ from antgmm_jax.parallel.processes import is_first, run_on_first
 from data.encoding import decode
 from experiments.run.batch_size import answering
 from experiments.run.export.card import CARD, SERVED, UNSCORED, URL
-from experiments.run.export.in_torch import split, stop_at, torch_answers, torch_model
+from experiments.run.export.in_torch import cpu_model, placed, split, stop_at, torch_answers
 from experiments.run.export.publishing import fresh_alone
 from experiments.run.export.schemes import Scheme
 from experiments.run.host.console import bar, say
@@ -165,9 +165,13 @@ def _scored(
 
 
 def _loaded(directory: Path) -> Any:
-    """A checkpoint in PyTorch, without the library's bars."""
+    """A checkpoint in PyTorch, as `torch_model` but unpacked, without the library's bars."""
     with redirect_stderr(io.StringIO()):
-        model = torch_model(directory)
+        model = cpu_model(directory)
         if quantizer := getattr(model, "hf_quantizer", None):
+            from compressed_tensors.offload import remove_dispatch
+
             quantizer.compressor.decompress_model(model)
-    return model
+            remove_dispatch(model)  # else the library keeps the weights where they were unpacked, whatever `to` says
+    # After unpacking, which takes several times the room of the packed weights.
+    return placed(model)

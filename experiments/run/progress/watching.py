@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,8 @@ import numpy as np
 
 from antgmm_jax.blocks.tokens import IGNORE
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.parallel.processes import is_first
+from antgmm_jax.parallel import sharding
+from antgmm_jax.parallel.processes import run_on_first
 from distill import Progress
 from experiments.run.host.console import say
 from experiments.run.host.logs import Log, open_logs
@@ -77,7 +78,7 @@ class Watcher:
 def watching(
     watch: Watch, run: Path, recipe: Recipe | Training, forecast: Mapping[str, float] | None = None
 ) -> Iterator[Watcher]:
-    """Opens the logs of a run in its first process.
+    """Opens the logs of a run in its first process; all processes must call it.
 
     Args:
         watch: what to report.
@@ -89,10 +90,12 @@ def watching(
         The reporter.
 
     Raises:
-        AntgmmError: a log cannot be opened.
+        AntgmmError: a log cannot be opened; every process raises it.
     """
-    with open_logs(watch.logs if is_first() else (), run, recipe.model_dump(mode="json")) as logs:
-        watcher = Watcher(watch, logs, run, recipe, forecast or {})
+    with ExitStack() as stack:
+        opened = open_logs(watch.logs, run, recipe.model_dump(mode="json"))
+        logs = run_on_first(lambda: stack.enter_context(opened))
+        watcher = Watcher(watch, logs or [], run, recipe, forecast or {})
         try:
             yield watcher
         finally:
@@ -185,7 +188,7 @@ class StageWatcher:
         if self._teacher is not None:
             parts = pass_flops(self._teacher, self._work.stage.optimizer.batch_size, length=length, answer=answer)
             flops += sum(parts.values())
-        return {"mfu": flops / seconds / (self._watcher.watch.peak * jax.device_count())}
+        return {"mfu": flops / seconds / (self._watcher.watch.peak * sharding.devices())}
 
 
 def _memory() -> dict[str, float]:

@@ -20,11 +20,18 @@ import numpy as np
 from PIL import Image
 
 from antgmm_jax.errors import AntgmmError
+from data.limits import short
 from data.record import PROMPT, Record, turns_of
 from experiments.run.host.console import say
 
 KEY = "OPENAI_API_KEY"
 """Variable of the environment with the key that servers want, as clients of the OpenAI interface read it."""
+_REMEDIES = {
+    400: "if it is too long, start the server with a longer context (--max-model-len), or give a smaller"
+    " --max-new-tokens; else see the log of the server",
+    413: "raise its limit of the size of a request, or make the pictures smaller",
+}
+"""Status of a refused question -> what to do."""
 _LIMIT = 1 << 20
 """Bytes of the longest reply that is read."""
 
@@ -149,15 +156,21 @@ def answers(
         progress: called with the number of answered questions.
 
     Raises:
-        AntgmmError: as in `answer`; further requests are not sent.
+        AntgmmError: as in `answer`, with the name of the record; further requests are not sent.
     """
     failed = Event()
+
+    def ask(record: Record, row: int) -> Reply:
+        try:
+            return answer(server, request_messages(record, template), max_new_tokens)
+        except AntgmmError as error:
+            raise AntgmmError(f"record {short(record.id) or row + 1}: {error}") from error
 
     def one(row: int) -> Reply:
         if failed.is_set():
             return Reply("", 0)
         try:
-            return answer(server, request_messages(records[row], template), max_new_tokens)
+            return ask(records[row], row)
         except BaseException:
             failed.set()
             raise
@@ -222,7 +235,11 @@ def _reply(server: Server, path: str, body: Mapping[str, Any] | None = None) -> 
             f"{url} has not answered in {server.timeout:g} s: use fewer --clients, or give it more time with --timeout"
         ) from error
     except (OSError, HTTPException, ValueError) as error:
-        reason = _shown(str(getattr(error, "reason", "") or error or type(error).__name__))
+        cause = getattr(error, "reason", "") or error
+        reason = _shown(str(cause) or type(error).__name__)
+        if body is not None and isinstance(cause, ConnectionResetError | BrokenPipeError):
+            # Some servers hang up while they are sent more than they take, so that their status is never read.
+            raise AntgmmError(f"{url} hung up ({reason}): see its log, or {_REMEDIES[413]}") from error
         raise AntgmmError(f"{url} cannot be reached ({reason}): start the server, or correct --url") from error
     try:
         return json.loads(content)
@@ -236,7 +253,7 @@ def _remedy(path: str, status: int) -> str:
         return f"set {KEY} to the key of the server"
     if path == "models":
         return "correct --url, which usually ends with /v1"
-    return "see the log of the server, or give a smaller --max-new-tokens"
+    return _REMEDIES.get(status, "see the log of the server")
 
 
 class _Refused(Exception):

@@ -18,8 +18,8 @@ from antgmm_jax.presets import PRESETS, preset
 from antgmm_jax.pure import abstract, functional
 from data.readers import read_records
 from experiments.commands.models import _runs
-from experiments.commands.scores import _Checkpoint, _longest, _shown
-from experiments.commands.sources import check_prompts, records
+from experiments.commands.scores import _shown
+from experiments.commands.sources import answer_length, check_prompts, records
 from experiments.run.disk_cut import targets_of
 from experiments.run.rows.datasets import encoded, load_records
 from experiments.run.schema.recipe import load_recipe
@@ -157,6 +157,26 @@ def test_a_task_of_invalid_rows_lists_all_of_them_and_writes_nothing(antgmm, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+def test_a_task_lets_every_right_answer_be_given_if_the_model_is_known(antgmm, tmp_path):
+    row = {"image": [], "question": "what price is pictured?", "answer": "the price is 3 " * 20}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    model = save_llava(tmp_path / "model")
+    longest = len(load_processor(model).tokenizer(row["answer"]).input_ids)
+
+    def limit(name, *words):
+        result = antgmm("data", "lmms-eval", *words, "--data", "jsonl:rows.jsonl", "--out", name, "--json")
+        figures, task = json.loads(result.stdout), (tmp_path / name / f"{name}.yaml").read_text()
+        assert f"\n  max_new_tokens: {figures['max_new_tokens']}\n" in task
+        return figures[
+            "max_new_tokens"
+        ], "note: answers are cut after 32 tokens: give --max-new-tokens" in result.stderr
+
+    tokens, noted = limit("known", model)
+    assert tokens > 32 and longest <= tokens <= longest + 2 and not noted
+    assert limit("unknown") == (32, True)
+    assert limit("given", model, "--max-new-tokens", "7") == (7, False)
+
+
 def test_a_check_takes_all_rows_where_there_are_fewer(tmp_path):
     row = json.dumps({"image": [], "question": "q", "answer": "a"})
     (tmp_path / "rows.jsonl").write_text(f"{row}\n" * 3)
@@ -268,8 +288,8 @@ def test_token_losses_of_a_table_of_scores_have_their_own_column():
 @pytest.mark.parametrize(("lengths", "most"), [([3, 5], 32), ([3, 40], 40)])
 def test_eval_generates_answers_as_long_as_the_longest_right_one(lengths, most):
     questions = SimpleNamespace(rows=SimpleNamespace(index=SimpleNamespace(answer=np.array(lengths))))
-    assert _longest(_Checkpoint(None, None, questions, None)) == most
-    assert _longest(None) == 32
+    assert answer_length(questions) == most
+    assert answer_length(None) == 32
 
 
 def test_eval_scores_by_type(antgmm, tmp_path):

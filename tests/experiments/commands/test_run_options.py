@@ -76,12 +76,14 @@ def test_a_preempted_run_says_how_to_go_on(antgmm, recipe, monkeypatch):
 def test_the_upload_of_a_quantized_copy_is_named(antgmm, recipe, monkeypatch, push):
     monkeypatch.setenv(hub.OFFLINE, "0")
     monkeypatch.setattr(write, "finish", lambda run, **_: {})
-    for name in ("commands.runs.check_quantized", "commands.runs.advise", "commands.runs.upload"):
+    done = []
+    for name in ("commands.runs.check_quantized", "commands.runs.advise", "commands.runs.print_end"):
         monkeypatch.setattr(f"experiments.{name}", lambda *_, **__: None)
-    for name in ("commands.runs.print_end", "run.export.quantized.quantize_export"):
-        monkeypatch.setattr(f"experiments.{name}", lambda *_, **__: None)
+    for name in ("run.export.quantized.quantize_export", "commands.runs.upload"):
+        monkeypatch.setattr(f"experiments.{name}", lambda *_, name=name, **__: done.append(name.split(".")[-1]))
     result = antgmm("compress", recipe, "--run", "run", "--quantize", "w8a8", *push)
     assert result.exit_code == 0
     command = "`hf upload org/student-w8a8 run/export-w8a8 --private --delete 'model*.safetensors*'`"
     note = f"note: --push uploads run/export alone; the quantized copy is uploaded by {command}"
     assert (note in result.stderr.splitlines()) is bool(push)
+    assert done == ["quantize_export", "upload"]  # a failed upload must not cost the quantized copy

@@ -184,6 +184,9 @@ def test_requests_are_concurrent_up_to_the_number_of_clients(antgmm, data):
         (b"[" * 100_000, 200, "which is not the OpenAI interface"),
         (b"\xff\xfe", 200, "which is not the OpenAI interface"),
         ({"error": "no chat\ntemplate"}, 400, r"refuses the request with status 400 ('{\"error\": \"no chat"),
+        ({"error": "too long"}, 400, "longer context (--max-model-len), or give a smaller --max-new-tokens"),
+        ({"error": "large"}, 413, "raise its limit of the size of a request, or make the pictures smaller"),
+        ({"error": "internal"}, 500, "see the log of the server"),
     ],
 )
 def test_rubbish_is_one_line(antgmm, data, reply, status, message, tmp_path):
@@ -192,11 +195,37 @@ def test_rubbish_is_one_line(antgmm, data, reply, status, message, tmp_path):
         result = antgmm("eval", "--data", data, "--url", fake.url, "--answers", "a.jsonl", "--clients", "1")
         assert (result.exit_code, result.stdout) == (2, "")
         complaint = result.stderr.splitlines()[-1]
-        assert complaint.startswith(f"error: {fake.url}/chat/completions ")
+        assert complaint.startswith(f"error: record r0: {fake.url}/chat/completions ")
         assert len(fake.bodies) == 1  # it is not repeated, further ones are not sent
     assert message.replace('\\"', '"') in complaint
     assert len(complaint) < 400
     assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_a_record_that_the_server_hangs_up_on_or_answers_late_is_named(antgmm, data):
+    """Servers hang up while they are sent more than they take, before their status is read."""
+
+    gate = threading.Event()
+
+    def reply(body):
+        if number(body) == 2:
+            raise ConnectionError
+        return completion("x")
+
+    with serving(reply) as fake:
+
+        def complaint(*words):
+            result = antgmm("eval", "--data", data, "--url", fake.url, "--clients", "1", *words)
+            assert (result.exit_code, result.stdout) == (2, "")
+            return result.stderr.splitlines()[-1].removeprefix(f"error: record r2: {fake.url}/chat/completions ")
+
+        remedy = "see its log, or raise its limit of the size of a request, or make the pictures smaller"
+        shown = complaint()
+        assert shown.startswith("hung up (") and shown.endswith(f"): {remedy}")
+        fake.reply = lambda body: (number(body) == 2 and gate.wait(5)) or completion("x")
+        shown = complaint("--timeout", "0.5")
+        gate.set()
+    assert shown.startswith("has not answered in 0.5 s: use fewer --clients")
 
 
 def test_a_url_without_the_end_of_the_interface_and_a_missing_key_are_named(refused, monkeypatch):

@@ -132,6 +132,56 @@ def test_a_step_that_is_removed_while_it_is_copied_does_not_hold_up_the_others(b
     assert steps == ["01-a", "00000002"]  # finished stages first
 
 
+def test_the_last_copy_does_not_wait_for_that_of_older_steps(bucket, run, monkeypatch):
+    """After SIGTERM there may be little time; the newest step is the one that the run continues from."""
+    copy, records, put = mirror._Copy(run, stores.opened(URL)), [], MemoryFileSystem.put_file
+
+    def ends_meanwhile(self, local, remote, **options):
+        put(self, local, remote, **options)
+        if remote.endswith(("step.json", "stage.json")):
+            records.append(remote.split("/")[-2])
+            copy.over.set()
+
+    monkeypatch.setattr(mirror, "EVERY", 0)
+    monkeypatch.setattr(MemoryFileSystem, "put_file", ends_meanwhile)
+    copy.follow()
+    step(run, 4)
+    copy.finish()
+    assert records == ["01-a", "00000004", "00000002"]
+
+
+def test_what_the_store_has_is_not_copied_again_by_the_next_start(bucket, run, tmp_path, monkeypatch):
+    with mirrored(run, URL):
+        pass
+    written, put = [], MemoryFileSystem.put_file
+    monkeypatch.setattr(MemoryFileSystem, "put_file", lambda self, a, b, **o: written.append(b) or put(self, a, b, **o))
+
+    def copied():
+        """Names of what was copied of stages and steps."""
+        names = [name.removeprefix("/bucket/run/") for name in written]
+        written.clear()
+        return {name for name in names if name.startswith(("stages/", "steps/"))}
+
+    for place in (run, tmp_path / "new"):
+        with mirrored(place, URL):
+            pass
+        assert not copied()
+    (lost,) = (name for name in names(bucket) if name.startswith("steps/") and name.endswith("step.json"))
+    array = min(name for name in names(bucket) if name.startswith("stages/01-a/arrays"))
+    bucket.rm_file(f"/bucket/run/{lost}")
+    bucket.rm_file(f"/bucket/run/{array}")
+    with mirrored(run, URL):
+        pass
+    assert array in copied() and {lost, array} <= names(bucket)
+    shutil.rmtree(run / "stages" / "01-a")
+    checkpoint.save_stage(run / "stages" / "01-a", {"w": jnp.zeros(3)}, {"metrics": {}})
+    with mirrored(run, URL):
+        pass
+    record = "stages/01-a/stage.json"
+    assert record in copied()
+    assert bucket.cat_file(f"/bucket/run/{record}") == (run / record).read_bytes()
+
+
 def test_a_lost_store_does_not_stop_the_run(bucket, run, monkeypatch, capsys):
     lost, put = [True], MemoryFileSystem.put_file
 

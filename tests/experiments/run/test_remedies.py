@@ -61,8 +61,8 @@ def test_a_refused_recipe_is_told_what_it_can_start_from(place, change, reused):
     with pytest.raises(AntgmmError, match="is a run of another recipe") as refused:
         folder.check(load_recipe(path, [change]))
     stage = folder.path / "stages" / reused
-    hint = f'; in another folder, a recipe that begins after {reused} may have parent = "{stage}"'
-    assert str(refused.value).endswith(hint if reused else "choose another folder or remove it")
+    hint = reused and f'; in another folder, a recipe that begins after {reused} may have parent = "{stage}"'
+    assert str(refused.value).endswith(f"choose another folder or remove it, and with --mirror another URL{hint}")
 
 
 def test_advice_about_a_stage_names_the_stage_before_it(place):

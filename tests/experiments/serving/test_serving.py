@@ -20,13 +20,14 @@ from antgmm_jax.io.convert import load_hf
 from antgmm_jax.io.loading import load_processor
 from data import maad
 from data.encoding import decode
+from data.limits import MOST_PIXELS
 from data.writers import png
 from experiments.lab.servers.under_load import equal, rows
 from experiments.run.rows.samples import Samples
 from experiments.run.scores.server import request_messages
 from experiments.serving.batches import load, longest_prompt
 from experiments.serving.requests import DEEPEST, check_options, conversation, most_tokens, shallow
-from experiments.serving.server import CHAT, Answers, Metrics, application
+from experiments.serving.server import CHAT, LARGEST, Answers, Metrics, application
 from tests.experiments.tiny import save_llava, save_teacher
 
 TOKENS = 4
@@ -316,6 +317,11 @@ def test_requests_have_bounds():
         conversation({"messages": [{"role": "user", "content": [small] * 101}]})
     with pytest.raises(AntgmmError, match="over 50000000 pixels together"):
         conversation({"messages": [{"role": "user", "content": [picture] * 2}]})
+
+
+def test_a_request_may_hold_as_many_pixels_as_are_read():
+    image = np.random.default_rng(0).integers(0, 256, (100, 1000, 3), np.uint8)  # of noise, which PNG cannot compress
+    assert len(base64.b64encode(png(image))) * MOST_PIXELS / (100 * 1000) < LARGEST
 
 
 def test_a_request_has_bounded_levels():

@@ -12,10 +12,10 @@ from antgmm_jax.io.convert import open_hf
 from antgmm_jax.io.loading import load_processor
 from data import maad
 from data.record import PROMPT
-from experiments.run.export import quantizing
+from experiments.run.export import in_torch, quantizing
 from experiments.run.export.card import Origin, write_card
 from experiments.run.export.in_torch import split, torch_answers, torch_model
-from experiments.run.export.quantized import Loss, _card, publish_quantized
+from experiments.run.export.quantized import Loss, _card, _loaded, publish_quantized
 from experiments.run.export.quantizing import quantize
 from experiments.run.export.schemes import Scheme
 from experiments.run.rows.random_batches import random_batch
@@ -62,6 +62,19 @@ def test_transformers_computes_with_the_rounded_weights(plain, tmp_path, scheme)
     steps = {Scheme.W8A8: 1 / 255, Scheme.W4A16: 1 / 15, Scheme.FP8: 1 / 16}[scheme]
     worst = (weights - original).abs() / original.abs().amax(1, keepdim=True)
     assert 0 < worst.max() <= 1.1 * steps
+
+
+def test_a_device_must_have_room_for_unpacked_weights(plain, tmp_path, monkeypatch):
+    quantize(plain, tmp_path / "out", "w4a16")
+    packed = torch_model(tmp_path / "out").get_memory_footprint()
+    unpacked = torch_model(plain).get_memory_footprint()
+    for room, device in ((packed + 1, "cpu"), (2 * unpacked, "meta")):
+        monkeypatch.setattr(in_torch, "torch_device", lambda nbytes, room=room: "meta" if nbytes < room else "cpu")
+        model = _loaded(tmp_path / "out")
+        weight = dict(model.named_modules())[MODULE].weight
+        assert (model.device.type, weight.device.type) == (device, device)
+        assert weight.dtype == torch.float32
+    assert packed < unpacked
 
 
 def test_a_quantized_export_is_scored_beside_it(tmp_path):

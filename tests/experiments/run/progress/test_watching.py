@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import jax
@@ -15,6 +16,8 @@ import pruning
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import EXTRAS
 from antgmm_jax.families.blip2.presets import sized
+from antgmm_jax.parallel import processes
+from antgmm_jax.parallel.sharding import make_mesh
 from distill import Progress
 from experiments.run.host.logs import check_logs
 from experiments.run.host.tracing import Trace, parse_steps
@@ -61,10 +64,12 @@ BATCH = {
 }
 
 
-def test_event_files_hold_losses_speed_memory_and_utilisation(recipe, tmp_path, monkeypatch):
+@pytest.mark.parametrize("devices", [1, 2])
+def test_event_files_hold_losses_speed_memory_and_utilisation(recipe, tmp_path, monkeypatch, devices):
     times = iter([100.0, 104.0])
     monkeypatch.setattr(watching, "time", SimpleNamespace(monotonic=lambda: next(times)))
-    with watching.watching(Watch(["tensorboard"], peak=1e9), tmp_path, recipe) as watcher:
+    mesh = jax.set_mesh(make_mesh(data=devices)) if devices > 1 else nullcontext()
+    with mesh, watching.watching(Watch(["tensorboard"], peak=1e9), tmp_path, recipe) as watcher:
         stage = watcher.stage(recipe.work[0], None)
         taken, batches = stage.step(lambda: None, 0), stage.batches(iter([BATCH] * 11))
         assert taken() is None
@@ -80,7 +85,7 @@ def test_event_files_hold_losses_speed_memory_and_utilisation(recipe, tmp_path, 
     # 8 rows of 5 prompt tokens and 2 answer tokens.
     assert scalars["tokens_per_second", 11] == 8 * 7 * 10 / 4
     flops = 3 * sum(pruning.forward_flops(CONFIG, 8, 6, 3).values())
-    assert scalars["mfu", 11] == pytest.approx(flops / 0.4 / (1e9 * jax.device_count()))
+    assert scalars["mfu", 11] == pytest.approx(flops / 0.4 / (1e9 * devices))  # those of the mesh alone
 
 
 def test_a_resumed_stage_continues_its_curves_in_a_second_file(recipe, tmp_path):
@@ -119,6 +124,23 @@ def test_a_tracker_that_refuses_to_start_is_reported_in_one_line(recipe, tmp_pat
     refused = pytest.raises(AntgmmError, match=r"^--log wandb: no API key configured; correct this, or leave out")
     with refused, watching.watching(Watch(["wandb"]), tmp_path, recipe):
         pass
+
+
+def test_a_tracker_that_refuses_to_start_is_reported_in_every_process(recipe, tmp_path, monkeypatch):
+    """The others went on without the first process, and waited for it for ever."""
+
+    def refuse(**_):
+        raise RuntimeError("no API key")
+
+    sent = []
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=refuse))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for number, broadcast in enumerate((lambda text: sent.append(text) or text, lambda text: sent[0])):
+        monkeypatch.setattr(jax, "process_index", lambda number=number: number)
+        monkeypatch.setattr(processes, "broadcast_from_first", broadcast)
+        refused = pytest.raises(AntgmmError, match=r"^--log wandb: no API key; correct this, or leave out --log wandb$")
+        with refused, watching.watching(Watch(["wandb"]), tmp_path, recipe):
+            pass
 
 
 def test_a_log_that_is_not_installed_is_named(monkeypatch):
