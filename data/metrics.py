@@ -54,6 +54,19 @@ def most_frequent(types: Sequence[str], answers: Sequence[str]) -> dict[str, flo
     return {kind: counts.most_common(1)[0][1] / counts.total() for kind, counts in by_type.items()}
 
 
+def varied(types: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
+    """Returns the share of different answers of each question type.
+
+    Args:
+        types: question type of each record.
+        answers: its answer.
+    """
+    by_type: dict[str, list[str]] = {}
+    for kind, answer in zip(types, answers, strict=True):
+        by_type.setdefault(kind, []).append(normal(answer))
+    return {kind: len({*texts}) / len(texts) for kind, texts in by_type.items()}
+
+
 def macro_f1(answers: Sequence[str], references: Sequence[str]) -> float:
     """Mean F1 over the classes that occur in the references (like scikit-learn's `f1_score` with these labels).
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from antgmm_jax.io import checkpoint
 from antgmm_jax.io.books import read_book
-from data.metrics import most_frequent
+from data.metrics import most_frequent, varied
 from experiments.auto.look import at_chance
 from experiments.run.folder import REPORT, RunFolder
 from experiments.run.remedies import in_another_run
@@ -43,8 +43,8 @@ def advice(recipe: Recipe | Training, run: Path) -> list[str]:
         return result
     records = load_records(recipe.evaluate.data)
     rows = records.expected()
-    chance = most_frequent([row.type for row in rows], [row.answer for row in rows])
-    if unlearnt := at_chance(scores["by_type"], chance):
+    given = [row.type for row in rows], [row.answer for row in rows]
+    if unlearnt := at_chance(scores["by_type"], most_frequent(*given), varied(*given)):
         known = isinstance(recipe, Recipe) and "-" not in unlearnt and not recipe.stages[-1].repeat
         often = ', or show them more often (repeat = "auto" in the last stage)' if known else ""
         result.append(

@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.files import check_regular
+from experiments.report.choices import MARK
 
-MARK = "# plan of "
-"""Begins the line of a written plan that holds its goal."""
 LONGEST_LINE = 1 << 16
-"""Bytes of that line that are read."""
+"""Bytes of the first line of a written plan, which holds its goal, that are read."""
 
 
 class Goal(NamedTuple):

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from math import ceil, inf
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.loading import load_processor
 from data.collate import bucket
-from data.metrics import most_frequent, normal
+from data.metrics import most_frequent, normal, varied
 from data.record import Record
 from data.rows import Row
 from data.source import Source, evenly
@@ -53,6 +54,7 @@ class Look(NamedTuple):
         chance: question type -> share of its most frequent answer among training records.
         varied: share of different answers among training records.
         rouge: ROUGE-L of the teacher on `held`.
+        varied_by_type: question type -> share of different answers among training records.
     """
 
     teacher: Student
@@ -65,6 +67,7 @@ class Look(NamedTuple):
     chance: dict[str, float]
     varied: float = 0.0
     rouge: float = 0.0
+    varied_by_type: Mapping[str, float] = MappingProxyType({})
 
     @property
     def guessed(self) -> float:
@@ -99,10 +102,20 @@ def look_at_both(draft: Recipe, teacher: Student, seconds: float = inf) -> Look:
     figures, _ = scored(title, teacher.config, teacher.weights(), held, processor, **limits)
     # Of training rows, because the most frequent answers of a few held-out rows are frequent by chance.
     words = spread(trained.records, COUNTED).expected()
-    chance = most_frequent([row.type for row in words], [row.answer for row in words])
-    varied = len({normal(row.answer) for row in words}) / len(words)
-    score, by_type, rouge = figures["exact_match"], figures["by_type"], figures["rouge_l"]
-    return Look(teacher, processor, trained, held, len(tests), score, by_type, chance, varied, rouge)
+    given = [row.type for row in words], [row.answer for row in words]
+    return Look(
+        teacher,
+        processor,
+        trained,
+        held,
+        len(tests),
+        figures["exact_match"],
+        figures["by_type"],
+        most_frequent(*given),
+        len({normal(row.answer) for row in words}) / len(words),
+        figures["rouge_l"],
+        varied(*given),
+    )
 
 
 def longest_answer(*samples: Samples) -> int:
@@ -189,7 +202,7 @@ def warnings(seen: Look) -> list[str]:
             " learn the task from it. Compare the prompt and the form of the answers (antgmm eval --answers), or train"
             " the teacher on these rows first (antgmm train)"
         )
-    elif unknown := at_chance(seen.by_type, seen.chance):
+    elif unknown := at_chance(seen.by_type, seen.chance, seen.varied_by_type):
         result.append(
             f"the teacher does not know questions of type {', '.join(unknown)}: it stands at the most frequent answer"
         )
@@ -237,12 +250,21 @@ def check_quality(seen: Look) -> None:
         raise AntgmmError(f"--keep-quality: {warnings(seen)[0]}")
 
 
-def at_chance(by_type: Mapping[str, Any], chance: Mapping[str, float], margin: float = ABOVE / 2) -> list[str]:
+def at_chance(
+    by_type: Mapping[str, Any],
+    chance: Mapping[str, float],
+    different: Mapping[str, float] = MappingProxyType({}),
+    margin: float = ABOVE / 2,
+) -> list[str]:
     """Returns the question types with scores at most `margin` above their most frequent answer.
+
+    Types of which most answers are different are left out: exact match hardly measures free text.
 
     Args:
         by_type: question type -> exact match.
         chance: question type -> share of its most frequent answer.
+        different: question type -> share of different answers.
         margin: difference that counts as better.
     """
-    return [kind or "-" for kind, value in by_type.items() if value < chance.get(kind, 0.0) + margin < 1.0]
+    close = [kind for kind, value in by_type.items() if value < chance.get(kind, 0.0) + margin < 1.0]
+    return [kind or "-" for kind in close if different.get(kind, 0.0) <= VARIED]

@@ -363,7 +363,7 @@ def _tuning(trials: Sequence[Trial]) -> Iterator[str]:
     for trial in trials:
         yield f"tuning: {trial.tuned.kind} at {trial.tuned.rate:.2g} x the usual rate: held-out loss {trial.loss:.3f}"
     if not trials:
-        yield "tuning: none, for want of time or rows; optimizer and rates are those of the demo"
+        yield "tuning: none, for want of time or rows, or of memory; optimizer and rates are those of the demo"
 
 
 def _steps(raw: Mapping[str, Any], expected: float, rate: float) -> Iterator[str]:

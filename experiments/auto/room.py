@@ -166,10 +166,36 @@ def trial_tables(
     text = by_side(config, wanted)[1]
     if illegal_reason(config, text):
         return tables
-    stage = {"name": "tune", **language_stage(config, text, Tuned(), FEWEST, small_batch(len(samples)))}
+    stage = _trial(config, text, len(samples))
     (roomy,) = with_room({**tables, "stage": [stage]}, config, samples, narrow)[0]["stage"]
     given = {key: value for key, value in roomy["optimizer"].items() if key == "accumulate"}
     return {**tables, "optimizer": {**tables["optimizer"], **given}}
+
+
+def trial_bytes(
+    tables: Mapping[str, Any],
+    config: LMMConfig,
+    wanted: Mapping[str, int],
+    rows: int,
+    narrow: Narrow = MappingProxyType({}),
+) -> float:
+    """Returns the bytes on each device of parameters, gradients and moments of a trial of the tuner.
+
+    Args:
+        tables: tables of the recipe.
+        config: config of the teacher.
+        wanted: axis -> units of the student; those of the language model are legal alone.
+        rows: number of training records.
+        narrow: as in `with_room`.
+    """
+    (work,) = recipe_of({**tables, "stage": [_trial(config, by_side(config, wanted)[1], rows)]}, "plan").work
+    after = planned(config, work.stage, segment_targets(config, work.stage)[-1])
+    return _state_bytes(after, work.stage, held_by(work, config, narrow))
+
+
+def _trial(config: LMMConfig, text: Mapping[str, int], rows: int) -> dict[str, Any]:
+    """A stage like those of the tuner."""
+    return {"name": "tune", **language_stage(config, text, Tuned(), FEWEST, small_batch(rows))}
 
 
 def micro_batches(

@@ -10,6 +10,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import family
 from antgmm_jax.parallel.sharding import padded_batch_size
 from distill import LossConfig
+from distill.losses import TERMS
 from experiments.auto.goal import Goal
 from experiments.auto.look import COARSE, FEW
 from experiments.auto.sizing import by_side
@@ -142,6 +143,9 @@ def with_stages(
         tuned: as in `stages`.
     """
     each = stages(config, wanted, rows, scale, tuned)
+    # The stage of the image side has its own loss alone: it would inherit the other terms, and run the language model.
+    others = {term: 0.0 for term in TERMS if term in tables["loss"]}
+    each = [{**stage, "loss": {**others, **stage["loss"]}} if "loss" in stage else stage for stage in each]
     if tables["teacher"].get("mode") == "online":  # for the losses that read it, it would read the shifted pictures
         read = LossConfig(**tables["loss"]).reads_teacher
         each = [{**stage, "shift": 0} if read or "loss" in stage else stage for stage in each]

@@ -8,20 +8,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from antgmm_jax.config import LMMConfig
-from antgmm_jax.errors import AntgmmError
+from antgmm_jax.errors import AntgmmError, memory_error
 from antgmm_jax.io.placed import on_devices
-from distill import NO_TEACHER, Diverged
+from antgmm_jax.parallel.memory import device_memory
+from distill import NO_TEACHER, Diverged, State
 from experiments.auto.look import Look, spread
+from experiments.auto.room import trial_bytes
 from experiments.auto.schedule import Machine, Tuned, language_stage, small_batch
 from experiments.auto.sizing import by_side
 from experiments.run.features import ImageFeatures
 from experiments.run.host.console import say
+from experiments.run.narrow import narrow_of
 from experiments.run.objectives import Shared
 from experiments.run.progress.flops import image_flops, step_flops, update_flops
 from experiments.run.progress.forecast import CALL, COMPILE, SHARE
 from experiments.run.progress.watching import NOTHING, watching
 from experiments.run.rows.datasets import encoded
-from experiments.run.schema import Recipe
+from experiments.run.schema import Recipe, Work
 from experiments.run.schema.recipe import recipe_of
 from experiments.run.scores.evaluation import token_loss
 from experiments.run.stage import StageRun
@@ -92,27 +95,37 @@ def tuned(
         place: folder for temporary files, removed at the end.
 
     Returns:
-        Trials, the best first; none if there is too little time or data, or the language model cannot be cut alone.
+        Trials, the best first, without those that ran out of memory; none if there is too little time, data or memory,
+        or the language model cannot be cut alone.
     """
     config, text = seen.teacher.config, by_side(seen.teacher.config, wanted)[1]
     if illegal_reason(config, text):
         return []
     steps = steps_within(seconds, tables, config, text, machine)
-    if not steps:
+    narrow = narrow_of(seen.teacher.weights())
+    if not steps or trial_bytes(tables, config, wanted, len(seen.trained), narrow) > device_memory():
         return []
     try:
         try_out = _Trials(tables, seen, text, steps, place)
-        trials = [try_out(Tuned(kind, 1.0)) for kind in KINDS]
-        best = min(trials, key=lambda trial: trial.handicapped).tuned
-        trials += [try_out(best._replace(rate=rate)) for rate in RATES]
+        trials = [trial for kind in KINDS if (trial := try_out(Tuned(kind, 1.0)))]
+        if trials:
+            best = min(trials, key=lambda trial: trial.handicapped).tuned
+            trials += [trial for rate in RATES if (trial := try_out(best._replace(rate=rate)))]
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    if all(trial.loss == inf for trial in trials):
+    if trials and all(trial.loss == inf for trial in trials):
         raise AntgmmError(
             "the language model diverges with every optimizer and rate that was tried: check that --model holds whole"
             " weights, or train with --set optimizer.dtype=float32"
         )
     return sorted(trials, key=lambda trial: trial.handicapped)
+
+
+class _Unsaved(StageRun):
+    """A stage without checkpoints, which would be gigabytes: a plan that ends early starts again."""
+
+    def _save(self, state: State, place: Any) -> str:
+        return ""
 
 
 class _Trials:
@@ -123,31 +136,36 @@ class _Trials:
 
     def __init__(self, tables: Mapping[str, Any], seen: Look, text: Mapping[str, int], steps: int, place: Path):
         self._recipe = partial(_recipe, tables, seen.teacher.config, text, len(seen.trained), steps=steps)
-        self._seen, self._place, self._done = seen, place, 0
+        self._seen, self._place = seen, place
         recipe = self._recipe(Tuned())
         records = spread(seen.trained.records, steps * recipe.stages[0].optimizer.batch_size)
         self._samples = encoded(recipe, records, seen.processor, seen.teacher.config, trained=True)
         self._features = ImageFeatures(self._samples, recipe.seed, place / "features")
 
-    def __call__(self, candidate: Tuned) -> Trial:
-        """Trains a candidate and measures its loss."""
+    def __call__(self, candidate: Tuned) -> Trial | None:
+        """Trains a candidate and measures its loss; None if the memory does not suffice."""
         recipe = self._recipe(candidate)
         (work,) = recipe.work
-        self._done += 1
         title = f"tuning, {candidate.kind} at {work.stage.optimizer.learning_rate:g}"
-        shared = Shared(recipe, NO_TEACHER, dict, self._samples, self._features, lambda stage: None)
-        with watching(NOTHING, self._place, recipe) as watcher:
-            named = work._replace(title=title)
-            run = StageRun(named, shared, self._place / f"{self._done}", watcher.stage(named, None))
-            try:
-                left = run.run(self._seen.teacher)
-            except Diverged:
-                say(f"{title}: diverged")
-                return Trial(candidate, inf)
-        loss = token_loss(left.config, on_devices(left.config, left.params, "float32"), self._seen.held)
-        shutil.rmtree(self._place / f"{self._done}", ignore_errors=True)  # checkpoints, of gigabytes each
+        try:
+            loss = self._loss(recipe, work._replace(title=title))
+        except Diverged:
+            say(f"{title}: diverged")
+            return Trial(candidate, inf)
+        except (MemoryError, RuntimeError) as error:
+            if memory_error(error) is None:
+                raise
+            say(f"{title}: not enough memory")
+            return None
         say(f"{title}: held-out loss {loss:.3f} after {work.stage.steps} steps")
         return Trial(candidate, loss)
+
+    def _loss(self, recipe: Recipe, work: Work) -> float:
+        """Trains the only stage of a recipe; returns the held-out loss."""
+        shared = Shared(recipe, NO_TEACHER, dict, self._samples, self._features, lambda stage: None)
+        with watching(NOTHING, self._place, recipe) as watcher:
+            left = _Unsaved(work, shared, self._place / "steps", watcher.stage(work, None)).run(self._seen.teacher)
+        return token_loss(left.config, on_devices(left.config, left.params, "float32"), self._seen.held)
 
 
 def _recipe(

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from experiments.run.schema import Recipe
 
-MARK = b"# plan of "
-"""Begins the file of a plan, see `experiments.auto.goal`."""
+MARK = "# plan of "
+"""Begins the file of a plan, see `experiments.auto.goal`; the goal follows in the same line."""
 SEARCH = "search.json"
 """File of a search beside the runs of its students."""
 
@@ -41,4 +41,4 @@ def _is_plan(recipe: Path) -> bool:
     if not recipe.is_file():
         return False
     with recipe.open("rb") as file:
-        return file.read(len(MARK)) == MARK
+        return file.read(len(MARK)) == MARK.encode()

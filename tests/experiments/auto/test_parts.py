@@ -18,7 +18,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.loading import load_processor
 from antgmm_jax.presets import preset
 from data.maad import source
-from data.metrics import most_frequent
+from data.metrics import most_frequent, varied
 from data.readers import read_records
 from data.record import Turn
 from data.store import open_encoded
@@ -192,6 +192,17 @@ def test_the_most_frequent_answer_of_each_type():
     assert at_chance({"a": 0.8, "b": 1.0}, chance) == []
 
 
+def test_types_of_free_answers_are_not_called_unlearnt():
+    """Exact match of what is different in every row is near 0, whatever was learnt."""
+    types, answers = ["a", "b"] * 4, ["yes", "A story", "yes", "another", "no", "a third", "yes", "a  STORY"]
+    chance, different = most_frequent(types, answers), varied(types, answers)
+    assert different == {"a": 0.5, "b": 0.75}
+    assert at_chance({"a": 0.0, "b": 0.0}, chance, different) == ["a"]
+    mixed = look(0.5, {"a": 0.1, "b": 0.1, "c": 0.1})._replace(by_type={"a": 0.0, "b": 0.0, "c": 1.0})
+    (line,) = warnings(mixed._replace(varied_by_type={"a": 0.1, "b": 0.9, "c": 0.1}))
+    assert "does not know questions of type a: " in line
+
+
 def look(score, chance, rows=5000, tested=100):
     trained = range(rows)
     return Look(None, None, trained, None, tested, score, dict.fromkeys(chance, score), chance)  # pyright: ignore
@@ -326,8 +337,9 @@ def test_sensitivity_reads_fewer_rows_with_long_answers(answer, batches):
     [
         (35, [10] * 8, 3),  # a fourth one would end at 40
         (40, [10] * 8, 4),
-        (75, [30] + [10] * 7, 5),  # the first one also compiles: only at its end the next one is taken to be as long
-        (55, [30] + [10] * 7, 1),
+        (75, [30] + [10] * 7, 5),
+        (55, [30] + [10] * 7, 3),  # the first one also compiles, and does not say how long the next one takes
+        (25, [30] + [10] * 7, 1),
         (-5, [10] * 8, 1),
         (inf, [10] * 8, 8),
     ],

@@ -15,7 +15,7 @@ from distill import LossConfig, StepConfig
 from distill.adapters import shapes_with_adapters
 from experiments.auto import room
 from experiments.auto.goal import Goal
-from experiments.auto.room import checkpoint_bytes, trial_tables, with_disk, with_room
+from experiments.auto.room import checkpoint_bytes, trial_bytes, trial_tables, with_disk, with_room
 from experiments.auto.schedule import Scale, Tuned, base, stages
 from experiments.run import cuts
 from experiments.run.narrow import held_by, left_by, narrow_of
@@ -76,6 +76,16 @@ def test_memory_for_everything_splits_nothing(tables, monkeypatch):
     given = {**raw, "optimizer": {**raw["optimizer"], "accumulate": 2}}
     monkeypatch.setattr(room, "device_memory", lambda: 10**9)
     assert with_room(given, CONFIG, Rows())[0] == given
+
+
+def test_a_trial_has_the_state_of_a_model_whose_language_model_is_cut(tables):
+    cut = pruning.planned_config(CONFIG, {"text/layers": 7})
+    encoder = sum(leaf.size for leaf in jax.tree.leaves(abstract(cut)["vision"]))  # the bridge is trained
+    count = total_parameters(cut)
+    assert trial_bytes(tables, CONFIG, WANTED, 5000) == 4 * count + 12 * (count - encoder)
+    exact = {**tables, "optimizer": {**tables["optimizer"], "dtype": "bfloat16"}}
+    half = trial_bytes(exact, CONFIG, WANTED, 5000, narrow_of(abstract(CONFIG, jnp.bfloat16)))
+    assert half == 4 * count + 12 * (count - encoder) - 2 * encoder
 
 
 def test_frozen_parameters_have_no_gradients_and_moments():

@@ -13,6 +13,7 @@ from antgmm_jax.axes import sizes
 from antgmm_jax.config import IMAGE_SIDE
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete
+from antgmm_jax.io import checkpoint
 from antgmm_jax.io.loading import load_processor
 from data.maad import source
 from distill import Diverged
@@ -181,6 +182,20 @@ def test_an_online_teacher_does_not_read_shifted_pictures():
         assert [stage.shift for stage in recipe_of(made, "plan").stages] == shifts
 
 
+def test_the_image_side_learns_from_the_bridge_alone():
+    """Other terms of the top-level loss would run the whole language model at each of its steps."""
+    raw, config, wanted, _ = planned("llava")
+    loss = {"soft": 1.0, "pair": 0.5, "temperature": 2.0}
+    made = with_stages({**raw, "loss": loss}, config, wanted, 5000, Scale(1.0, 1.0), Tuned())
+    image, language, _ = recipe_of(made, "plan").stages
+    assert image.loss.terms() == ("bridge",) and not image.loss.reads_answers
+    assert language.loss.terms() == ("hard", "soft", "pair")
+    # Only what it would inherit is written.
+    assert made["stage"][0]["loss"].keys() == {"hard", "soft", "pair", "bridge", "bridge_tokens"}
+    plain = with_stages(raw, config, wanted, 5000, Scale(1.0, 1.0), Tuned())["stage"][0]["loss"]
+    assert plain == {"hard": 0.0, "bridge": 1.0, "bridge_tokens": "sensitivity"}
+
+
 def test_a_plan_has_at_least_600_steps_of_64_or_more_steps_of_16():
     _, config, wanted, _ = planned("llava")
     for scale, batches, steps in ((1.0, [64, 16], [625, 2500]), (0.95, [16, 16], [2375, 2375])):
@@ -222,8 +237,8 @@ def test_the_tuner_trains_on_labels_also_if_the_plan_compares_the_teacher():
 
 
 @pytest.fixture
-def tuning(monkeypatch, tmp_path):
-    """A tuner whose trials diverge with some optimizers and rates; the others have a loss of 0.5, in float32."""
+def tuner(monkeypatch, tmp_path):
+    """A tuner of two steps for a student with given sizes; parameters in float32 have a loss of 0.5."""
     directory = save_llava(tmp_path / "teacher")
     teacher, processor = whole(directory), load_processor(directory)
     samples = Samples(source("s", "train", 8), processor, teacher.config)
@@ -237,16 +252,27 @@ def tuning(monkeypatch, tmp_path):
     for name, value in (("STEPS", 2), ("FEWEST", 2), ("token_loss", loss)):
         monkeypatch.setattr(tune, name, value)
 
-    def trials(diverging):
+    def tried(wanted):
+        return tune.tuned(tables, seen, wanted, Machine(rows, 1e12, 0.0), 1e6, tmp_path / "tuning")
+
+    return tried
+
+
+@pytest.fixture
+def tuning(monkeypatch, tuner):
+    """A tuner whose trials diverge or lack memory with some settings."""
+
+    def trials(diverging=lambda optimizer: False, large=lambda optimizer: False):
         def run(stage_run, start):
             optimizer = stage_run.stage.optimizer
             if diverging(optimizer):
                 raise Diverged("a loss is not finite")
+            if large(optimizer):
+                raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 25600000000 bytes.")
             return SimpleNamespace(config=start.config, params=start.load("bfloat16"))
 
         monkeypatch.setattr(tune.StageRun, "run", run)
-        tried = tune.tuned(tables, seen, {"text/layers": 2}, Machine(rows, 1e12, 0.0), 1e6, tmp_path / "tuning")
-        return [(one.tuned.kind, round(one.tuned.rate, 2), one.loss) for one in tried]
+        return [(one.tuned.kind, round(one.tuned.rate, 2), one.loss) for one in tuner({"text/layers": 2})]
 
     return trials
 
@@ -262,6 +288,41 @@ def test_if_every_trial_diverges_one_line_says_what_to_do(tuning, tmp_path):
     with pytest.raises(AntgmmError, match=r"^the language model diverges with every .*: check .* or train with --set"):
         tuning(lambda optimizer: True)
     assert not (tmp_path / "tuning").exists()
+
+
+def test_a_trial_without_memory_is_left_out_and_the_plan_goes_on(tuning, tmp_path):
+    usual, low = ("adamw", 1.0, 0.5), ("adamw", 0.33, 0.5)
+    assert tuning(large=lambda optimizer: optimizer.kind == "muon") == [usual, low]
+    assert tuning(lambda optimizer: optimizer.kind == "adamw", lambda optimizer: optimizer.learning_rate < 2e-3) == [
+        ("muon", 1.0, 0.5),
+        ("adamw", 1.0, inf),
+    ]
+    assert tuning(large=lambda optimizer: True) == []
+    assert not (tmp_path / "tuning").exists()
+
+
+@pytest.mark.long
+def test_trials_write_no_checkpoints(tuner, monkeypatch):
+    monkeypatch.setattr(tune, "KINDS", ("adamw",))
+    monkeypatch.setattr(tune, "RATES", ())
+    monkeypatch.setattr(checkpoint, "save_step", lambda folder, *_: pytest.fail(f"wrote {folder}"))
+    assert tuner({}) == [Trial(Tuned("adamw", 1.0), 0.5)]
+
+
+def test_errors_other_than_those_of_memory_end_the_tuner(tuning):
+    def broken(optimizer):
+        raise RuntimeError("INTERNAL: a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        tuning(large=broken)
+
+
+def test_nothing_is_tried_where_parameters_and_moments_alone_exceed_the_memory(tuning, monkeypatch):
+    def tried(optimizer):
+        pytest.fail("a trial was started")
+
+    monkeypatch.setattr(tune, "device_memory", lambda: 1000)
+    assert tuning(tried) == []
 
 
 def test_the_usual_optimizer_and_rate_are_left_only_for_a_clearly_lower_loss():
