@@ -7,7 +7,9 @@ from typing import Any
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.books import read_book
 from antgmm_jax.io.folders import claimed, writing
+from antgmm_jax.io.hub import parse as parse_name
 from antgmm_jax.io.shards import Shards
+from antgmm_jax.io.stores import is_url
 from data.building import build, row_of
 from data.encoding import Encoder
 from data.record import Record
@@ -27,7 +29,8 @@ class PreparedSource(Source):
         samples: number of its records; 0 for any.
 
     Raises:
-        AntgmmError: the folder is not from `prepare`, is incomplete, or has another number of records.
+        AntgmmError: the folder is not from `prepare`, is incomplete, has another number of records, or is on the Hub or
+            in a store.
     """
 
     def __init__(self, path: Path, samples: int = 0):
@@ -102,6 +105,8 @@ def prepare(source: Source, encoder: Encoder, folder: Path, *, shown: Shown = un
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if is_url(path) or parse_name(path) is not None:
+        raise AntgmmError(f"{path}: prepared data is read from a disk alone: copy the folder to one, and name it there")
     try:
         about = read_book(path / ABOUT)
     except AntgmmError:

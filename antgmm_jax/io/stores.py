@@ -69,8 +69,10 @@ class Store(NamedTuple):
             folder: local folder.
 
         Raises:
-            AntgmmError: a file cannot be read or written.
+            AntgmmError: a file cannot be read or written, or its name leads out of the folder; then none is copied.
         """
+        if outside := [name for name in names if _leaves(name)]:
+            raise AntgmmError(f"{self.url}/{outside[0]} would be written outside of {folder}: rename it in the store")
         for name in names:
             with new_file(folder / name) as partial, _errors(f"{self.url}/{name}", "read"):
                 self.system.get_file(self._at(name), str(partial))
@@ -196,7 +198,7 @@ def _wanted(names: Iterable[str], chosen: Sequence[str], skipped: Sequence[str])
 
 
 def _leaves(name: str) -> bool:
-    """Whether a relative path leads out of its folder, as in a record that was altered."""
+    """Whether a name leads out of its folder, as in a record that was altered or a store of strangers."""
     return PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
 
 

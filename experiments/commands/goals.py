@@ -37,7 +37,8 @@ Minutes = Annotated[
     typer.Option(
         min=0,
         metavar="M",
-        help="Duration that plan and run aim at (a forecast, no limit); by default what the steps need, at most 30.",
+        help="Duration that plan and run aim at (a forecast, no limit); by default that of the usual steps, or of fewer"
+        " if they take over 30 minutes.",
     ),
 ]
 _MOST = 1e6

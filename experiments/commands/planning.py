@@ -247,7 +247,8 @@ def _listed(mesh: dict[str, int]) -> str:
 def _too_large(step: "Step", chip: str, fitting: "Step | None") -> str:
     needs = f"a step needs {step.total / 1e9:.3g} GB per device, more than {chip} has"
     if fitting is None:
-        return f"{needs}; no mesh with this tensor size and batch is sufficient: increase tensor, or reduce --batch"
+        remedy = "increase tensor, or reduce --batch, --length or --answer"
+        return f"{needs}; no mesh with this tensor size and batch is sufficient: {remedy}"
     enough = f"--mesh {_listed(fitting.mesh) or 'fsdp=1'} ({fitting.total / 1e9:.3g} GB)"
     return f"{needs}; the smallest sufficient mesh is {enough}"
 

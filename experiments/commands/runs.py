@@ -165,7 +165,7 @@ def _compress(
     recipe = load_recipe(path, changes)
     if scheme:
         check_quantized(recipe.teacher.path, scheme)
-    with started(run, options) as watch:
+    with started(run, options, recipe) as watch:
         from experiments.report.write import finish
         from experiments.run.pipeline import Run
 
@@ -202,7 +202,7 @@ def train(
 
     training = load_training(recipe, changes or [])
     options = Options(Machine(mesh, coordinator, processes, process), mirror, logs, profile)
-    with started(run, options) as watch:
+    with started(run, options, training) as watch:
         from experiments.report.write import finish
         from experiments.run.pipeline import Run
 

@@ -12,6 +12,7 @@ from antgmm_jax.errors import AntgmmError
 
 if TYPE_CHECKING:
     from experiments.run.progress.watching import Watch
+    from experiments.run.schema import Recipe, Training
 
 
 class Machine(NamedTuple):
@@ -70,15 +71,24 @@ def check_options(run: Path, options: Options) -> tuple[tuple[str, ...], range]:
 
 
 @contextmanager
-def started(run: Path, options: Options) -> Iterator["Watch"]:
-    """A context with the requested devices, the folder of the run and its copy in a store; yields what to report."""
+def started(run: Path, options: Options, recipe: "Recipe | Training | None" = None) -> Iterator["Watch"]:
+    """A context with the requested devices, the folder of the run and its copy in a store; yields what to report.
+
+    Args:
+        run: folder of the run.
+        options: the options.
+        recipe: as in `experiments.run.mirror.mirrored`.
+
+    Raises:
+        AntgmmError: as in `check_options`, or devices or copy cannot be had.
+    """
     from antgmm_jax.parallel.processes import is_first, run_on_first
     from experiments.run.host.meshes import devices
     from experiments.run.mirror import mirrored
 
     logs, profile = check_options(run, options)
     with devices(*options.machine), _in_folder(run) if is_first() else nullcontext(), ExitStack() as stack:
-        run_on_first(lambda: stack.enter_context(mirrored(run, options.mirror)))
+        run_on_first(lambda: stack.enter_context(mirrored(run, options.mirror, recipe)))
         yield _watch(logs, profile)
 
 

@@ -166,6 +166,17 @@ class RunFolder:
         check_equal("recipe", dump_recipe(recipe))
         run_on_first(lambda: self._check(recipe))
 
+    def check_alone(self, recipe: Recipe | Training) -> None:
+        """As `check`, in a single process: the others may wait for it in `run_on_first`.
+
+        Args:
+            recipe: recipe of the run; its Hub names may be without their commits.
+
+        Raises:
+            AntgmmError: as in `check` and `pinned`.
+        """
+        self._check(self.pinned(recipe))
+
     def check_free(self) -> None:
         """Checks that the folder is new, or belongs to some run.
 

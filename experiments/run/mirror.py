@@ -15,8 +15,9 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import stores
 from antgmm_jax.io.checkpoint import STAGE_RECORD, STEP_RECORD
 from antgmm_jax.io.stores import Store
-from experiments.run.folder import INPUTS, RECIPE
+from experiments.run.folder import INPUTS, RECIPE, RunFolder
 from experiments.run.host.console import say
+from experiments.run.schema import Recipe, Training
 from experiments.run.status import STATUS
 
 EVERY = 10.0
@@ -31,7 +32,7 @@ _COPIED = ("stages", "steps", "export", "export-*", "report")
 
 
 @contextmanager
-def mirrored(run: Path, url: str) -> Iterator[None]:
+def mirrored(run: Path, url: str, recipe: Recipe | Training | None = None) -> Iterator[None]:
     """Continues a run from its copy in a store, and keeps the copy up to date inside the context.
 
     A store that is out of reach does not stop the run; at its end the copy must succeed.
@@ -39,6 +40,8 @@ def mirrored(run: Path, url: str) -> Iterator[None]:
     Args:
         run: folder of the run.
         url: URL of the copy; "" for none.
+        recipe: recipe of the run, with which the copy is compared before its stages are fetched; None if it is made
+            later.
 
     Raises:
         AntgmmError: the store cannot be read at the start or written at the end, or the copy is that of another recipe.
@@ -47,7 +50,7 @@ def mirrored(run: Path, url: str) -> Iterator[None]:
         yield
         return
     copy = _Copy(run, stores.opened(url))
-    copy.fetch()
+    copy.fetch(recipe)
     thread = threading.Thread(target=copy.follow, daemon=True)
     thread.start()
     try:
@@ -82,8 +85,8 @@ class _Copy:
         self._failing = False
         self.over = threading.Event()
 
-    def fetch(self) -> None:
-        """Copies the stages and steps that the folder lacks from the store."""
+    def fetch(self, recipe: Recipe | Training | None) -> None:
+        """Copies the stages and steps that the folder lacks from the store, unless they are of another recipe."""
         stored = [*self._store.files()]
         mine = self._run / RECIPE
         if RECIPE in stored and mine.exists() and self._store.read_text(RECIPE) != mine.read_text(encoding="utf-8"):
@@ -97,6 +100,8 @@ class _Copy:
             say(f"continuing from {self._store.url}: {', '.join(missing)}")
         if records:  # the books first: stages without a record of their inputs are refused
             self._store.get([name for name in _BOOKS if name in stored and not (self._run / name).exists()], self._run)
+            if recipe is not None:
+                RunFolder(self._run).check_alone(recipe)
         for unit in missing:
             files = [name for name in stored if name.startswith(f"{unit}/")]
             self._store.get(sorted(files, key=_is_record), self._run)

@@ -4,7 +4,7 @@ from typing import Any, TypeVar
 
 from antgmm_jax.io import hub
 from experiments.run.host.console import say
-from experiments.run.schema import Recipe, Table, Training
+from experiments.run.schema import PreparedData, Recipe, Table, Training
 
 Given = TypeVar("Given", bound=Recipe | Training)
 
@@ -32,9 +32,11 @@ def pinned(recipe: Given, before: Recipe | Training | None) -> Given:
         AntgmmError: a repository cannot be downloaded.
     """
     for keys in PATHS:
+        table = _value(recipe, keys[:-1])
+        if isinstance(table, PreparedData):  # `PreparedSource` refuses names of the Hub
+            continue
         if path := _value(recipe, keys):
-            kind = getattr(_value(recipe, keys[:-1]), "kind", "")
-            recipe = _replaced(recipe, keys, _pinned(path, _value(before, keys), kind))
+            recipe = _replaced(recipe, keys, _pinned(path, _value(before, keys), getattr(table, "kind", "")))
     return recipe
 
 

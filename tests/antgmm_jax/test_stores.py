@@ -80,6 +80,16 @@ def test_a_record_of_copies_that_names_files_elsewhere_removes_none(bucket, tmp_
     assert read_book(folder / ".stamps.json").keys() == {"a.json"}
 
 
+def test_a_name_that_leads_out_of_the_cache_is_refused_and_nothing_is_copied(bucket, tmp_path):
+    bucket.store.clear()
+    bucket.pipe({"/b/a.json": b"{}", "/b/x/../../../mine.json": b"theirs"})
+    with pytest.raises(
+        AntgmmError, match=r"^memory://b/x/\.\./\.\./\.\./mine\.json would be written outside of .*: rename it"
+    ):
+        stores.local("memory://b", ("*.json",))
+    assert not [*tmp_path.rglob("*.json")]
+
+
 def test_a_checkpoint_is_read_from_a_store(bucket, tmp_path):
     folder = reference.saved(reference.llava(), tmp_path / "model")
     bucket.pipe({f"/b/model/{path.name}": path.read_bytes() for path in folder.iterdir()})

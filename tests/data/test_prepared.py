@@ -141,3 +141,9 @@ def test_a_second_process_does_not_prepare_into_the_same_folder(files):
     rows = read_records("jsonl", files / "rows.jsonl")
     with claimed(files / "twice"):
         refused("is being written by another process", prepare, rows, encoder(), files / "twice")
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/prepared", "hf:org/rows/prepared"])
+def test_a_folder_in_a_store_or_on_the_hub_is_refused_in_one_line(path):
+    data = PreparedData(kind="prepared", path=path, samples=ROWS)
+    refused("prepared data is read from a disk alone: copy the folder to one", load_records, data)

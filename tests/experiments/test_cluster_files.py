@@ -13,6 +13,7 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
+from jax._src.clusters.cloud_tpu_cluster import coordinator_port
 from typer.testing import CliRunner
 
 from antgmm_jax.parallel.preemption import EXIT_CODE
@@ -73,6 +74,16 @@ def test_a_manifest_has_the_devices_of_its_mesh(name):
     topology = pod.get("nodeSelector", {}).get("cloud.google.com/gke-tpu-topology")
     assert topology is None or math.prod(map(int, topology.split("x"))) == devices(container["args"])
     assert [EXIT_CODE] in [rule["onExitCodes"]["values"] for rule in spec["podFailurePolicy"]["rules"][:1]]
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_manifest_opens_the_port_of_the_coordinator_and_keeps_caches_on_its_volume(name):
+    (container,) = job(name)["template"]["spec"]["containers"]
+    variables = {each["name"]: each.get("value") for each in container["env"]}
+    port = variables.get("JAX_COORDINATOR_ADDRESS", f":{coordinator_port}").rpartition(":")[2]
+    assert int(port) in [each["containerPort"] for each in container["ports"]]
+    (volume,) = (each["mountPath"] for each in container["volumeMounts"])
+    assert all(variables[cache].startswith(f"{volume}/") for cache in ("XDG_CACHE_HOME", "HF_HOME"))
 
 
 def test_the_job_script_has_the_devices_of_its_mesh_and_is_queued_again_after_sigterm():

@@ -91,7 +91,7 @@ def planned(made: Opened, load: Load, chip: str, say: Callable[[str], None]) -> 
         yield phase
         if chip and phase.total > CHIPS[chip].memory:
             needs = f"{phase.name} needs {phase.total / 1e9:.3g} GB per device, more than {chip} has"
-            raise AntgmmError(f"{needs}; {_remedy(phase, load, chip)}")
+            raise AntgmmError(f"{needs}; {_remedy(phase, load, chip)}{_shorter(phase, load)}")
 
 
 def _remedy(phase: Phase, load: Load, chip: str) -> str:
@@ -111,6 +111,13 @@ def _remedy(phase: Phase, load: Load, chip: str) -> str:
     if step is None:
         return f"no mesh of at most {DEVICES} devices with this tensor size and batch is sufficient"
     return f"the smallest sufficient mesh is --mesh {_listed(step.mesh)} ({step.total / 1e9:.3g} GB)"
+
+
+def _shorter(phase: Phase, load: Load) -> str:
+    """How to plan shorter rows: those of a recipe are as long as it allows. Loading has no rows."""
+    if phase.name == "loading":
+        return ""
+    return f"; if your longest row has fewer than {load.length} + {load.answer} tokens, give --length and --answer"
 
 
 def _listed(mesh: Mapping[str, int]) -> str:

@@ -3,8 +3,8 @@
 import importlib
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
+from experiments.run.host.console import say
 
 LOGS = ("tensorboard", "wandb", "trackio")
 PROJECT = "antgmm-jax"
@@ -59,7 +60,7 @@ def check_logs(names: Sequence[str]) -> None:
 
 @contextmanager
 def open_logs(names: Sequence[str], run: Path, config: Mapping[str, Any]) -> Iterator[list[Log]]:
-    """Opens logs, and closes them at the end of the context.
+    """Opens logs, and closes them at the end of the context. One that fails after that is given up, with a message.
 
     Args:
         names: as in `check_logs`.
@@ -76,14 +77,34 @@ def open_logs(names: Sequence[str], run: Path, config: Mapping[str, Any]) -> Ite
         logs = []
         for name in names:
             log = TensorBoard(run / "metrics") if name == "tensorboard" else Tracker(name, run, config)
-            stack.callback(log.close)
-            logs.append(log)
+            logs.append(_Dispensable(name, log))
+            stack.callback(logs[-1].close)
+        yield logs
+
+
+class _Dispensable:
+    """A log whose first error is printed; nothing is written to it from then on.
+
+    The first process alone has logs: an error that it raised would leave the others waiting for it.
+    """
+
+    def __init__(self, name: str, log: Log):
+        self._name, self._log, self._failed = name, log, False
+
+    def write(self, stage: str, step: int, total: int, values: Mapping[str, float]) -> None:
+        if not self._failed:
+            self._attempt(lambda: self._log.write(stage, step, total, values))
+
+    def close(self) -> None:
+        self._attempt(self._log.close)
+
+    def _attempt(self, work: Callable[[], None]) -> None:
         try:
-            yield logs
-        except BaseException:
-            with suppress(AntgmmError):  # it must not hide the first error
-                stack.close()
-            raise
+            work()
+        except Exception as error:  # each package has its own
+            if not self._failed:
+                say(f"warning: the run goes on without --log {self._name}: {_line(error)}")
+            self._failed = True
 
 
 class TensorBoard:
@@ -169,8 +190,7 @@ class Tracker:
         try:
             self._library.init(project=PROJECT, name=run.resolve().name, config=dict(config), resume="allow")
         except Exception as error:  # each package has its own
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
-            raise AntgmmError(f"--log {name}: {reason}; correct this, or leave out --log {name}") from error
+            raise AntgmmError(f"--log {name}: {_line(error)}; correct this, or leave out --log {name}") from error
 
     def write(self, stage: str, step: int, total: int, values: Mapping[str, float]) -> None:
         """Writes the metrics of a step under `STAGE/NAME`."""
@@ -179,3 +199,10 @@ class Tracker:
     def close(self) -> None:
         """Sends what is still in memory."""
         self._library.finish()
+
+
+def _line(error: Exception) -> str:
+    """An error as one line; that of a package is shortened, ours is a line with a remedy."""
+    if isinstance(error, AntgmmError):
+        return str(error)
+    return " ".join(str(error).split())[:160] or type(error).__name__

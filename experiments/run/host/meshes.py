@@ -56,6 +56,8 @@ def devices(mesh: str, coordinator: str, processes: int, process: int) -> Iterat
         CONSOLE.quiet = not is_first()
     if unused_gpu():
         say("warning: JAX does not use the GPU of this machine: pip install 'jax[cuda13]', or ask jax.devices()")
+    if sizes and jax.default_backend() == "cpu" and jax.local_device_count() > 1:
+        say(f"note: --mesh {mesh} has simulated devices: times and memory are those of this CPU")
     with preemption.watched(say, distributed=bool(coordinator)), _on_mesh(sizes):
         # The first collective connects the GPUs, with a limit of minutes: before the first process copies files.
         barrier("start")

@@ -348,7 +348,8 @@ def test_a_plan_is_printed_or_refused_with_a_sufficient_mesh(antgmm, refused, mo
     assert error.endswith("more than H100 has; the smallest sufficient mesh is --mesh fsdp=4 (8e-09 GB)")
     monkeypatch.setitem(CHIPS, "H100", CHIPS["H100"]._replace(memory=6.0))
     error = refused(*plan, "--mesh", "fsdp=2", "--chip", "H100")
-    assert error.endswith("no mesh with this tensor size and batch is sufficient: increase tensor, or reduce --batch")
+    remedy = "increase tensor, or reduce --batch, --length or --answer"
+    assert error.endswith(f"no mesh with this tensor size and batch is sufficient: {remedy}")
     assert refused(*plan, "--chip", "v9") == "--chip v9: choose one of v5e, v5p, v6e, H100, H200"
     assert refused(*plan, "--mesh", "fsdp=1024") == "--mesh fsdp=1024: at most 512 devices are supported"
     assert refused(*plan, "--student", "antgmm-deep").startswith("the student's ")

@@ -1,5 +1,6 @@
 """The comparison of exports in JAX and transformers with those on a server."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.io.loading import load_processor
 from data.maad import source
+from experiments.commands.runs import TEACHER
 from experiments.lab.servers import loading
 from experiments.lab.servers.compare import compared, rows, run
 from experiments.lab.servers.exports import conversations, expected, pruned_export, read
@@ -59,6 +61,21 @@ def test_servers_are_not_loaded_beside_a_process_that_holds_their_accelerator(mo
     with pytest.raises(AntgmmError, match="hold the accelerator that the servers need: set JAX_PLATFORMS=cpu"):
         measure({}, Load([], 4, (1,), 1.0), tmp_path / "logs")
     assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [(None, "student"), ({}, "student"), ({"quantization_config": {"quant_method": "fp8"}}, "is quantized")],
+)
+def test_both_models_are_read_before_the_first_is_served(tmp_path, monkeypatch, files, reason):
+    monkeypatch.setattr(loading, "_measured", lambda *_: pytest.fail("a server was started"))
+    student = tmp_path / "student"
+    if files is not None:
+        student.mkdir()
+    if files:
+        (student / "config.json").write_text(json.dumps({"model_type": "llava", **files}))
+    with pytest.raises(AntgmmError, match=f"^[^\n]*{reason}[^\n]*$"):
+        measure({"teacher": (TEACHER, ""), "student": (student, "")}, Load([], 4, (1,), 1.0), tmp_path)
 
 
 @pytest.mark.long

@@ -248,6 +248,7 @@ def test_a_phase_that_does_not_fit_is_refused_with_what_would(phase, remedy, mon
         [*whole_run.planned(made, load, "v5e", lines.append)]
     assert str(error.value).startswith(f"{phase.name} needs {phase.total / 1e9:.3g} GB per device, more than v5e has; ")
     assert remedy in str(error.value)
+    assert str(error.value).endswith("if your longest row has fewer than 24 + 8 tokens, give --length and --answer")
     assert [line.split(":")[1] for line in lines] == [" loading", f" {phase.name}"]
     # Without a chip everything is printed.
     assert len([*whole_run.planned(made, load, "", lines.append)]) == 2

@@ -52,6 +52,14 @@ def test_a_cpu_machine_provides_the_requested_number_of_devices():
     assert done.stdout.decode().split() == ["3"]
 
 
+@pytest.mark.parametrize(("mesh", "said"), [("", False), ("data=2", True)])
+def test_simulated_devices_are_named(mesh, said, capsys):
+    with devices(mesh, "", 1, 0):
+        pass
+    note = f"note: --mesh {mesh} has simulated devices: times and memory are those of this CPU\n"
+    assert capsys.readouterr().err == note * said
+
+
 def test_several_processes_need_a_coordinator():
     with pytest.raises(AntgmmError, match="^--processes 2: add --coordinator"), devices("", "", 2, 0):
         pass

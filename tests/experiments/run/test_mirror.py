@@ -12,6 +12,8 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import checkpoint, stores
 from experiments.run import mirror
 from experiments.run.mirror import mirrored
+from experiments.run.schema.recipe import dump_recipe, load_recipe
+from tests.experiments.tiny import write_recipe
 
 URL = "memory://bucket/run"
 
@@ -230,6 +232,22 @@ def test_the_copy_of_another_recipe_is_refused(bucket, run):
     (run / "recipe.toml").write_text("seed = 2\n")
     with pytest.raises(AntgmmError, match=f"^{URL} is the copy of a run of another recipe"), mirrored(run, URL):
         pass
+
+
+def test_a_copy_of_another_recipe_is_refused_before_its_stages_are_fetched(bucket, run, tmp_path, monkeypatch):
+    ours = load_recipe(write_recipe(tmp_path / "r.toml", tmp_path / "teacher"))
+    (run / "recipe.toml").write_text(dump_recipe(ours))
+    with mirrored(run, URL):
+        pass
+    fetched, get = [], MemoryFileSystem.get_file
+    monkeypatch.setattr(MemoryFileSystem, "get_file", lambda self, a, b, **o: fetched.append(a) or get(self, a, b, **o))
+    changed = ours.model_copy(update={"seed": ours.seed + 1})
+    refused = pytest.raises(AntgmmError, match=r"is a run of another recipe \(seed.*with --mirror another URL")
+    with refused, mirrored(tmp_path / "new", URL, changed):
+        pass
+    assert {name.rsplit("/", 1)[1] for name in fetched} == {"recipe.toml", "inputs.json", "status.json"}
+    with mirrored(tmp_path / "other", URL, ours):
+        assert checkpoint.is_complete(tmp_path / "other" / "stages" / "01-a")
 
 
 def test_a_store_out_of_reach_is_refused_at_the_start(bucket, run, monkeypatch):

@@ -8,6 +8,7 @@ from data.maad import source
 from data.writers import write_parquet
 from experiments.run import pins
 from experiments.run.pipeline import Run
+from experiments.run.schema import PreparedData
 from experiments.run.schema.recipe import load_recipe, load_training
 from tests.experiments.tiny import TRAINING, save_teacher, write_recipe
 from tests.hub_mirror import mirrored
@@ -57,6 +58,11 @@ def test_names_get_commits_and_other_paths_stay(mirror, recipe):
     assert pins.pinned(pinned, None) == pinned
     local = recipe.model_copy(update={"teacher": recipe.teacher.model_copy(update={"path": "some/folder"})})
     assert pins.pinned(local, None).teacher.path == "some/folder"
+
+
+def test_prepared_rows_are_not_looked_for_on_the_hub(mirror, recipe):
+    changed = recipe.model_copy(update={"data": PreparedData(kind="prepared", path="hf:org/rows", samples=16)})
+    assert pins.pinned(changed, None).data == changed.data
 
 
 def test_earlier_commits_are_kept_for_names_without_a_revision(mirror, recipe):

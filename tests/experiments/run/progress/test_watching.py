@@ -143,6 +143,21 @@ def test_a_tracker_that_refuses_to_start_is_reported_in_every_process(recipe, tm
             pass
 
 
+def test_a_log_that_fails_while_it_is_written_is_named_once_and_the_run_goes_on(recipe, tmp_path, monkeypatch, capsys):
+    """The first process alone writes logs: its error left the others waiting for it."""
+
+    def lost(*_, **__):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: None, log=lost, finish=lost))
+    with watching.watching(Watch(["wandb", "tensorboard"]), tmp_path, recipe) as watcher:
+        stage = watcher.stage(recipe.work[0], None)
+        for step in (1, 10):
+            stage.report(Progress(step, 20, {"loss": float(step)}), CONFIG)
+    assert capsys.readouterr().err == "warning: the run goes on without --log wandb: no route to host\n"
+    assert [step for name, step in events(tmp_path / "metrics" / "01-blocks") if name == "loss"] == [1, 10]
+
+
 def test_a_log_that_is_not_installed_is_named(monkeypatch):
     with pytest.raises(AntgmmError, match="^--log mlflow: choose from tensorboard, wandb, trackio$"):
         check_logs(["mlflow"])
