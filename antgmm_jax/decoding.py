@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from antgmm_jax.blocks.language import LanguageModel, Prefilled
+from antgmm_jax.blocks.language import LanguageModel, Prefilled, check_positions
 from antgmm_jax.blocks.pictures import without_pixels
 from antgmm_jax.blocks.split import split
 from antgmm_jax.config import LMMConfig
@@ -58,7 +59,12 @@ def generate(
 
     Returns:
         int32 token ids, filled up with `pad`.
+
+    Raises:
+        AntgmmError: the model has learned positions, too few for a prompt with `max_new_tokens`.
     """
+    # The last token is not read.
+    check_positions(config.language, batch["attention_mask"], new=max_new_tokens - 1)
     ends = (eos,) if isinstance(eos, int) else tuple(eos)
     run = phases(config, max_new_tokens, ends, pad)
     prompt: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -147,7 +153,11 @@ def forced_logits(
 
     Returns:
         Logits before each token.
+
+    Raises:
+        AntgmmError: the model has learned positions, too few for a prompt with its answer.
     """
+    check_positions(config.language, batch["attention_mask"], new=np.shape(answers)[1] - 1)
     return _forced(config)(params, dict(batch), answers)
 
 

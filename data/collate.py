@@ -6,12 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from antgmm_jax.blocks.tokens import IGNORE
 from antgmm_jax.errors import AntgmmError
 from data.encoding import Encoder
 from data.index import Index
 from data.record import Arrays
-
-IGNORE = -100
 
 
 class Layout(NamedTuple):

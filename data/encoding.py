@@ -86,9 +86,10 @@ class Encoder:
         self._max_length, self._max_answer = max_length, max_answer
         self.settings = {"prompt": template, "max_length": max_length, "max_answer": max_answer}
         self._about = f"{_FORMAT} {config.family} {config.image_token} {config.vision.image} {config.image_tokens}"
+        self._about += f" {config.language.learned_positions}" if config.language.learned_positions else ""
         self._chat = ChatEncoder(self.inputs, config)
         self.eos, self.pad, self.opening = self._chat.end, self._words.pad_token_id, self._chat.opening
-        self._vocab = config.language.vocab
+        self._vocab, self._positions = config.language.vocab, config.language.learned_positions
         self._token, picture = config.image_token, self._words.convert_ids_to_tokens(config.image_token)
         self._special = special_tokens(self._words, config.image_token)
         if picture in template:
@@ -173,7 +174,11 @@ class Encoder:
         answers = [len(row["answer"]), *map(len, np.split(earlier, np.flatnonzero(np.diff(earlier) > 1) + 1))]
         prompt = TooLong("prompt", int((row["prompt"] != self._token).sum()), self._max_length, "max_length")
         answer = TooLong("answer", max(answers), self._max_answer, "max_answer")
-        return [part for part in (prompt, answer) if part.tokens > part.limit]
+        parts = [part for part in (prompt, answer) if part.tokens > part.limit]
+        whole = len(row["prompt"]) + len(row["answer"])
+        if self._positions and whole > self._positions:  # image tokens have positions too
+            parts.append(TooLong("prompt with images and answer", whole, self._positions, ""))
+        return parts
 
     def special_parts(self, record: Record | Row) -> list[tuple[str, str]]:
         """Returns the parts of a record that contain a special token of the tokenizer, with the first such token.

@@ -8,9 +8,10 @@ import math
 import numpy as np
 from jaxtyping import Int
 
+from antgmm_jax.blocks.tokens import IGNORE
 from antgmm_jax.errors import AntgmmError
 from data.batching import Batches, batches
-from data.collate import IGNORE, Needs, trained_tokens
+from data.collate import Needs, trained_tokens
 from data.making import UNCHANGED, ImageOptions, Rows, placed
 from data.record import Arrays
 

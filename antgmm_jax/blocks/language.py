@@ -1,10 +1,12 @@
 """The language model: an encoder and a decoder as in T5, or a decoder alone as in Llama and OPT."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from antgmm_jax.blocks import packing, spans
@@ -17,6 +19,7 @@ from antgmm_jax.blocks.stack import Stack, unrolled
 from antgmm_jax.blocks.tables import rows_of
 from antgmm_jax.config import LanguageConfig, Remat, Tower
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.parallel import processes
 
 
 class Embedded(NamedTuple):
@@ -118,15 +121,14 @@ class LanguageModel(nnx.Module):
         factor = jnp.sqrt(width).astype(x.dtype)
         return x * factor if gate is None else gated(x, factor)
 
-    def _placed(self, x: Float[Array, "B T D"], order: Int[Array, "B T"], slots: int) -> Float[Array, "B T D"]:
-        """Adds learned positions to embedded tokens, for a row of `slots` tokens in all."""
+    def _placed(self, x: Float[Array, "B T D"], order: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Adds learned positions to embedded tokens.
+
+        Only padding, and a last token that is not read, lie behind the table (`check_positions`): JAX gives them its
+        last entry.
+        """
         if self.positions is None:
             return x
-        if slots > self.config.learned_positions:
-            raise AntgmmError(
-                f"a row of {slots} tokens: the model has {self.config.learned_positions} learned positions;"
-                " shorten prompts or answers"
-            )
         return x + rows_of(self.positions[...], "positions", order + self.config.first_position).astype(x.dtype)
 
     def head(self, hidden: Float[Array, "... D"], gates: Gates, *, few: bool = False) -> Float[Array, "... V"]:
@@ -193,6 +195,8 @@ class LanguageModel(nnx.Module):
             Normed states for `head`, and the intermediates.
         """
         x, at = tokens.x, jnp.arange(tokens.x.shape[1])
+        if valid is not None:
+            check_positions(self.config, valid, segments=segments)
         if segments is None:
             mask, order = None if valid is None else valid[:, None, None, :], _positions(x, valid)
         else:
@@ -209,7 +213,7 @@ class LanguageModel(nnx.Module):
             lengths=lengths if tokens.spans is None and memory is None else None,
             memory_lengths=None if memory is None else lengths,
         )
-        x = self._placed(x, order, at.size)
+        x = self._placed(x, order)
         x, kept = self.decoder(x, self._with_local(context, order, order), gates, collect, added=tokens.added)
         return self.norm(x, gates.get("text/embed")), kept
 
@@ -282,7 +286,7 @@ class LanguageModel(nnx.Module):
         order = places.reshape(batch, length, -1).max(axis=-1)
         after = jnp.where(valid, order + 1, 0).max(axis=1)
         context = self._with_local(context, order, order)
-        x = self._placed(x, order, slots)
+        x = self._placed(x, order)
         order = jnp.concatenate([order, after[:, None] + jnp.arange(slots - length)[None]], axis=1)
         more = () if tokens.added is None else tokens.added
         x, caches = unrolled(layers, x, context, [(empty, empty)] * len(layers), cross_caches, None, more)
@@ -311,9 +315,40 @@ class LanguageModel(nnx.Module):
         at = state.lengths[:, None]
         context = self._context(mask, None, memory_valid, jnp.asarray(state.slot)[None], keys, at)
         context = self._with_local(context, at, state.order)
-        x = self._placed(self.embed(ids)[:, None], at, slots)
+        x = self._placed(self.embed(ids)[:, None], at)
         x, caches = unrolled(layers, x, context, state.caches, state.cross_caches, state.slot)
         return self.head(self.norm(x[:, 0]), {}, few=True), caches
+
+
+def check_positions(config: LanguageConfig, valid: Any, *, new: int = 0, segments: Any = None) -> None:
+    """Checks that a model with learned positions has one for every token of a batch; padding takes none.
+
+    In a program that is being compiled the lengths are not known: the width counts instead, and packed rows of any
+    width are accepted, as rows of data were checked before they were packed (`data.encoding`).
+
+    Args:
+        config: the language model.
+        valid: which positions of the rows are tokens, [B, T].
+        new: number of tokens that are read behind each row.
+        segments: number of each token's sample in packed rows, [B, T], whose positions start anew; None for others.
+
+    Raises:
+        AntgmmError: a row or a packed sample is too long.
+    """
+    most, longest = config.learned_positions, valid.shape[1] + new
+    if not most or longest <= most:
+        return
+    if isinstance(valid if segments is None else segments, Tracer):
+        longest = longest if segments is None else 0
+    elif segments is None:
+        longest = int(processes.gather(valid).astype(bool).sum(axis=1).max(initial=0)) + new
+    else:
+        numbers = processes.gather(segments)
+        longest = max((np.unique(row[row > 0], return_counts=True)[1].max(initial=0) for row in numbers), default=0)
+    if longest > most:
+        raise AntgmmError(
+            f"a row of {longest} tokens: the model has {most} learned positions; shorten prompts or answers"
+        )
 
 
 def _positions(x: Array, valid: Array | None) -> Array:

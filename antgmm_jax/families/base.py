@@ -53,7 +53,8 @@ class Files:
         renames: (pattern, replacement) pairs that map the names of other releases to ours.
         ignored: patterns of tensors that are not needed.
         unread: (config, name) -> whether a tensor belongs to a layer that the model never runs.
-        says_tied: raw config.json -> whether a head equal to the token table shares it.
+        says_tied: config.json with defaults -> whether transformers ties a head that is missing, or equal to the token
+            table.
         writes_head: config -> whether the file stores the head although it is tied.
     """
 
@@ -62,10 +63,7 @@ class Files:
     renames: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
     unread: Callable[[LMMConfig, str], bool] = lambda config, name: False
-    # For some checkpoints only the text config says so.
-    says_tied: Callable[[Mapping[str, Any]], bool] = lambda raw: any(
-        bool(fields.get("tie_word_embeddings", False)) for fields in (raw, raw.get("text_config") or {})
-    )
+    says_tied: Callable[[Mapping[str, Any]], bool] = lambda hf: bool(hf["tie_word_embeddings"])
     writes_head: Callable[[LMMConfig], bool] = lambda config: False
 
 

@@ -74,13 +74,3 @@ def check_square(image: Any, patch: Any) -> None:
     """
     if not isinstance(image, int) or not isinstance(patch, int) or image < patch:
         raise AntgmmError(f"image_size = {image} and patch_size = {patch} must be one number each, and a patch fit")
-
-
-def check_unquantized(raw: Mapping[str, Any]) -> None:
-    """Checks that the weights of a config.json as written are not quantized.
-
-    Raises:
-        AntgmmError: they are.
-    """
-    if any(fields.get("quantization_config") for fields in (raw, raw.get("text_config") or {})):
-        raise AntgmmError("quantization_config: quantized weights are not supported: use a checkpoint in 16 or 32 bits")

@@ -76,13 +76,23 @@ def open_hf(
     tables = [name for name in files.tokens if name in present]
     full = hf_config(directory, raw).to_dict()
     with one_line(lambda: f"{directory / CONFIG} cannot be used", "does it belong to this model?"):
-        tied = head not in present or (files.says_tied(raw) and any(tensors.equal(head, name) for name in tables))
+        tied = files.says_tied(full)
+        if head not in present and not tied:
+            raise AntgmmError(
+                f"{directory} has no tensor {head}, and its {CONFIG} does not tie the head to the token table: copy all"
+                " files of the model, or correct tie_word_embeddings"
+            )
+        if head in present and tables:
+            tied = tied and any(tensors.equal(head, name) for name in tables)
         config = of.from_hf(full, raw, tied=tied)
         _check_activations(config)
         layers, table, shapes = _layers(config), of.weights(config), abstract(config)
         _check_sizes(shapes)
     needed = {name for entry in table for name, _ in entry.tensors(layers)}
     unread = {name for name in present if files.unread(config, name)}
+    if tied and head in present and not tables:  # the file holds the table under the name of the head
+        (name,) = needed & {*files.tokens}
+        present[name] = present.pop(head)
     _check_names(needed, tensors, files.ignored, allowed={head} if tied else set(), unread=unread)
     return config, _stored(table, layers, tensors, shapes)
 
@@ -106,7 +116,7 @@ def _raw_config(directory: Path) -> tuple[dict[str, Any], Family]:
     """config.json as written, and the family of the model, which is not quantized."""
     raw = read_config(directory)
     of = family_of(str(raw.get("model_type", "?")))
-    if raw.get("quantization_config"):
+    if any(fields.get("quantization_config") for fields in (raw, raw.get("text_config") or {})):
         raise AntgmmError(
             f"{directory} is quantized, which only transformers and vLLM read: use the model that it was made of"
         )

@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from functools import cache
 from glob import escape
@@ -23,6 +23,11 @@ SILENCE = 60.0
 """Seconds that the Hub may be silent before a request ends."""
 MODEL = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE", "LICENSE.md", "NOTICE")
 """Files of a model with its card and licence: no pickled weights and no code."""
+LOADED = (
+    *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
+    *("*tokenizer.json", "*tokenizer_config.json", "*processor_config.json", "chat_template.*"),
+)
+"""Files of a model without which it cannot be read: `transformers` downloads these, and no card and no licence."""
 SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "avif", "jp2", "ppm")
 """Suffixes of pictures, in small letters."""
 PICTURES = tuple(f"*.{form}" for suffix in SUFFIXES for form in (suffix, suffix.upper()))
@@ -87,7 +92,7 @@ def parse(path: str | os.PathLike) -> Repository | None:
 def local(path: str | os.PathLike, kind: str = "") -> Path:
     """Returns a local path; a name of the Hub is downloaded into the cache of `huggingface_hub`, a URL into our own.
 
-    Without a network, a complete snapshot of the Hub in the cache is used.
+    Without a network, a snapshot of the Hub in the cache is used if it is complete; of a model, it needs only `LOADED`.
 
     Args:
         path: a path, which is returned unchanged, a name of the Hub, or the URL of an object store.
@@ -263,12 +268,24 @@ def _below(files: Sequence[str], path: str) -> tuple[str, ...]:
 
 @cache
 def _snapshot(repository: Repository, repo_type: str, files: tuple[str, ...], skipped: tuple[str, ...]) -> Path:
-    revision = config_of(repository).name if repo_type == "model" else repository.revision
+    if repo_type != "model":
+        with reading(repository, repo_type, files):
+            return _download(repository, repo_type, files, skipped)
+    commit = repository._replace(revision=config_of(repository).name)
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     with reading(repository, repo_type, files):
-        return _download(repository._replace(revision=revision), repo_type, files, skipped)
+        try:
+            return _download(commit, repo_type, files, skipped)
+        except Exception:  # without a network, threads of `huggingface_hub` may fail in several ways
+            with suppress(LocalEntryNotFoundError):
+                return _download(commit, repo_type, LOADED, skipped, cached=True)
+            raise
 
 
-def _download(repository: Repository, repo_type: str, files: Sequence[str], skipped: Sequence[str]) -> Path:
+def _download(
+    repository: Repository, repo_type: str, files: Sequence[str], skipped: Sequence[str], *, cached: bool = False
+) -> Path:
     from huggingface_hub import snapshot_download
 
     return Path(
@@ -279,6 +296,7 @@ def _download(repository: Repository, repo_type: str, files: Sequence[str], skip
             allow_patterns=[*files],
             ignore_patterns=[*skipped],
             endpoint=os.environ.get(ENDPOINT),
+            local_files_only=cached,
             tqdm_class=_progress(),
         )
     )

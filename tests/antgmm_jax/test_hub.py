@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import snapshot_download
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import hub
@@ -103,6 +104,35 @@ def test_a_complete_snapshot_is_used_without_a_network(mirror, monkeypatch):
     hub._snapshot.cache_clear()
     with pytest.raises(AntgmmError, match="hf:org/tiny is not in the cache and cannot be downloaded"):
         hub.local("hf:org/tiny")
+
+
+@pytest.mark.parametrize("offline", ["1", "0"], ids=["forbidden", "unreachable"])
+def test_without_a_network_what_transformers_downloaded_is_enough(mirror, monkeypatch, files, offline):
+    """It takes no card and no licence, but keeps the list of all files."""
+    mirror.files[MODEL] |= {"LICENSE": b"MIT", "trainer_state.json": b"{}"}
+    needed = [*(name for name in files if name.endswith("safetensors")), "config.json", "generation_config.json"]
+
+    def downloaded(*names):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        snapshot_download("org/tiny", allow_patterns=[*needed, *names], endpoint=mirror.url)
+
+    def read():
+        hub._snapshot.cache_clear()
+        with monkeypatch.context() as patch:
+            patch.setenv(hub.OFFLINE, offline)
+            patch.setenv(hub.ENDPOINT, "http://127.0.0.1:1")
+            patch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+            return hub.local("hf:org/tiny")
+
+    downloaded()
+    with pytest.raises(AntgmmError, match="hf:org/tiny is not in the cache and cannot be downloaded"):
+        read()  # its tokenizer is missing
+    downloaded("tokenizer.json")
+    folder = read()
+    assert not (folder / "README.md").exists()
+    assert load_hf(folder)[0] == load_hf("hf:org/tiny")[0]
+    hub._snapshot.cache_clear()
+    assert (hub.local("hf:org/tiny") / "README.md").exists()  # with a network, the rest is downloaded
 
 
 @pytest.mark.parametrize("offline", ["1", "0"], ids=["forbidden", "unreachable"])

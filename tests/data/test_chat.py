@@ -263,6 +263,18 @@ def test_turns_with_special_tokens_and_long_answers_are_named():
     assert encode.too_long(encode(record())) == []
 
 
+def test_rows_longer_than_the_learned_positions_are_named():
+    """Image tokens have positions too, and `max_length` does not count them."""
+    plain = encoder()
+    row = plain(record())
+    length = len(row["prompt"]) + len(row["answer"])
+    for limit, named in ((length, []), (length - 1, [("prompt with images and answer", length, length - 1, "")])):
+        config = replace(CONFIG, language=replace(CONFIG.language, learned_positions=limit))
+        limited = Encoder(plain.inputs.processor, config)
+        assert [tuple(part) for part in limited.too_long(row)] == named
+        assert limited.digest() != plain.digest()  # rows of a cache are not checked again
+
+
 @pytest.mark.parametrize("turns", [(*ONE[:1], Turn("assistant", ("a blue one",)), *ONE[2:]), ONE])
 def test_an_answer_that_becomes_the_unknown_token_is_refused(turns):
     encode, last = encoder(), "green" if turns != ONE else "blue"

@@ -103,7 +103,6 @@ def test_the_usual_image_is_one_of_the_size_of_a_tile(case):
         ({"image_grid_pinpoints": [[16, 24]]}, r"has \[16, 24\]: heights and widths must be multiples of image_size"),
         ({"vision_config": {"model_type": "clip_vision_model"}}, "it must be siglip_vision_model"),
         ({"vision_feature_layer": [1, 2]}, r"vision_feature_layer = \[1, 2\] is not supported"),
-        ({"quantization_config": {"bits": 4}}, "quantized weights are not supported"),
     ],
     ids=str,
 )

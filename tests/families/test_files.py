@@ -7,12 +7,15 @@ import jax
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from antgmm_jax.axes import sizes
-from antgmm_jax.io.convert import load_hf, open_hf, save_hf
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.families import FAMILIES, family
+from antgmm_jax.io.convert import check_supported, load_hf, open_hf, save_hf
 from antgmm_jax.pure import local_axes
 from pruning import gates_of, identity, legal_above, magnitude, ones, plan, random, shrink, shrink_hf
-from tests.families.cases import batch, close, logits, reloaded, torch_logits
+from tests.families.cases import batch, case_of, close, logits, reloaded, torch_logits
 from tests.families.keeps import fewer, random_keep
 
 
@@ -108,3 +111,65 @@ def test_magnitude_on_disk_equals_magnitude_in_memory(case):
     assert set(scores) == set(sizes(config))
     for axis, score in expected.items():
         np.testing.assert_allclose(scores[axis], score, rtol=1e-6, err_msg=axis)
+
+
+TIED = [("llava", "1 KV head, tied"), ("qwen3_vl", "one merger, tied"), ("blip2", "plain, tied, scaled")]
+
+
+@pytest.mark.parametrize(("name", "shape"), TIED, ids=str)
+def test_a_file_may_hold_the_shared_table_under_the_name_of_the_head(tmp_path, name, shape):
+    one = case_of(name, shape, tmp_path)
+    tensors = load_file(one.directory / "model.safetensors")
+    (table,) = (key for key in tensors if key.endswith(("embed_tokens.weight", "shared.weight")))
+    head = "lm_head.weight" if table.startswith("model.") else "language_model.lm_head.weight"
+    tensors[head] = tensors.pop(table)
+    save_file(tensors, one.directory / "model.safetensors", {"format": "pt"})
+    config, params = load_hf(one.directory)
+    assert config == one.config and config.language.tied
+    jax.tree.map(np.testing.assert_array_equal, params, one.params)
+    again = reloaded(one.directory)  # as transformers reads it
+    torch.testing.assert_close(again.get_input_embeddings().weight, one.model.get_input_embeddings().weight)
+
+
+OUTER, TEXT = {"tie_word_embeddings": False}, {"text_config": {"tie_word_embeddings": False}}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "changes", "refused"),
+    [
+        (*TIED[0], OUTER, False),
+        (*TIED[0], OUTER | TEXT, True),
+        (*TIED[1], OUTER, True),
+        (*TIED[1], TEXT, False),
+        (*TIED[2], TEXT, False),
+        ("blip2", "OPT", TEXT, True),
+    ],
+    ids=str,
+)
+def test_a_head_that_transformers_would_draw_at_random_is_refused(tmp_path, name, shape, changes, refused):
+    """Some config.json tie it at the top and some in the part of the text; families differ in which of them counts."""
+    one = case_of(name, shape, tmp_path)
+    raw = json.loads((one.directory / "config.json").read_text())
+    text = {"text_config": raw["text_config"] | changes.get("text_config", {})}
+    (one.directory / "config.json").write_text(json.dumps(raw | changes | text))
+    _, info = type(one.model).from_pretrained(one.directory, output_loading_info=True)
+    assert bool(info["missing_keys"]) == refused
+    if refused:
+        head = family(one.config).files.head
+        with pytest.raises(
+            AntgmmError, match=f"has no tensor {head}, and its config.json does not tie the head"
+        ) as error:
+            load_hf(one.directory)
+        assert "\n" not in str(error.value)
+    else:
+        assert load_hf(one.directory)[0].language.tied
+
+
+@pytest.mark.parametrize("part", ["", "text_config"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_quantized_weights_are_refused(tmp_path, name, part):
+    raw = copy.deepcopy(next(iter(FAMILIES[name].tiny(0).values())).fields)
+    (raw[part] if part else raw)["quantization_config"] = {"bits": 4}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(AntgmmError, match="is quantized, which only transformers and vLLM read: use the model that"):
+        check_supported(tmp_path)

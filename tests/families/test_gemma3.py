@@ -57,7 +57,6 @@ YARN = {"full_attention": {"rope_type": "default", "rope_theta": 500.0}} | {
         ({"text_config": {"query_pre_attn_scalar": 0}}, "query_pre_attn_scalar = 0: it must be at least 1"),
         ({"text_config": {"num_key_value_heads": 3}}, "num_attention_heads = 4 must be a multiple of num_key_value"),
         ({"text_config": {"rope_parameters": YARN}}, "rope_type 'linear' of sliding_attention is not supported"),
-        ({"quantization_config": {"bits": 4}}, "quantized weights are not supported"),
     ],
     ids=str,
 )

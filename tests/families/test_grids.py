@@ -36,7 +36,6 @@ def case(tmp_path_factory):
         ({"vision_config": {"patch_size": [4, 8]}}, r"patch_size = \[4, 8\]: it must be one number"),
         ({"vision_config": {"num_heads": 4}}, "hidden_size = 8 must be num_heads = 4 times a multiple of 4"),
         ({"text_config": {"head_dim": 16}}, r"\[2, 2, 2\] must be three numbers that sum to head_dim / 2 = 8"),
-        ({"quantization_config": {"bits": 4}}, "quantized weights are not supported"),
     ],
     ids=str,
 )

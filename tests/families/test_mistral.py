@@ -58,7 +58,6 @@ def test_queries_grow_beyond_the_original_positions():
     [
         (PLAIN, {"vision_feature_layer": -2}, "vision_feature_layer = -2 is not supported: it must be -1"),
         (PLAIN, {"vision_feature_layer": [-1, -2]}, r"vision_feature_layer = \[-1, -2\] is not supported"),
-        (PLAIN, {"quantization_config": {"bits": 4}}, "quantized weights are not supported"),
         (
             PLAIN,
             {"vision_config": {"num_attention_heads": 12}},

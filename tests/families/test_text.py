@@ -68,8 +68,6 @@ REFUSED = [
         text(layer_types=["full_attention", "linear_attention"]),
         "text_config.layer_types has 'linear_attention': every layer must be 'full_attention'",
     ),
-    (LLAMA, {"quantization_config": {"bits": 4}}, "quantized weights are not supported: use a checkpoint in 16 or 32"),
-    (LLAMA, text(quantization_config={"bits": 4}), "quantized weights are not supported"),
     (
         LLAMA,
         {"vision_config": {"model_type": "dinov2"}},

@@ -105,7 +105,6 @@ def test_text_heads_go_with_the_width(case):
             {"text_config": {"num_key_value_heads": 3}},
             "num_attention_heads = 4 must be a multiple of num_key_value_heads",
         ),
-        ({"quantization_config": {"bits": 4}}, "quantized weights are not supported"),
     ],
     ids=str,
 )

@@ -21,7 +21,8 @@ RENAMES = (
     (r"^lm_head\.", "language_model.lm_head."),
 )
 """Tensor names differ between transformers 5.x and older releases; ours are the older ones, which vLLM needs."""
-_INNER = (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.")
+INNER = (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model.")
+"""Further names of the encoder's tensors in 5.x."""
 _VISION = "vision_tower.vision_model"
 TEXT = "language_model.model"
 """Prefix of the text model's tensors."""
@@ -39,7 +40,7 @@ def _unread(config: LMMConfig, name: str) -> bool:
 FILES = Files(
     head=HEAD,
     tokens=(f"{TEXT}.embed_tokens.weight",),
-    renames=(*RENAMES, _INNER),
+    renames=(*RENAMES, INNER),
     ignored=(r".*position_ids", r".*rotary_emb\.inv_freq"),
     unread=_unread,
 )

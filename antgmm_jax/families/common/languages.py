@@ -13,13 +13,6 @@ from antgmm_jax.families.rules import Tie
 _MODEL = "language_model"
 
 
-def _says_tied(raw: Mapping[str, Any]) -> bool:
-    fields = raw["text_config"]
-    kind = fields.get("model_type", "opt")
-    # T5 has no field for it: a head equal to the token table shares it.
-    return kind == "t5" or fields.get("tie_word_embeddings", kind == "opt")
-
-
 FILES = Files(
     head=f"{_MODEL}.lm_head.weight",
     tokens=tuple(f"{_MODEL}.{name}.weight" for name in ("shared", "model.decoder.embed_tokens", "model.embed_tokens")),
@@ -29,7 +22,8 @@ FILES = Files(
         r".*position_ids",
         r".*rotary_emb\.inv_freq",
     ),
-    says_tied=_says_tied,
+    # The language model is a whole model with a head of its own.
+    says_tied=lambda hf: bool(hf["text_config"]["tie_word_embeddings"]),
     # An unscaled T5 has tie_word_embeddings: false, so its file must hold the head, tied or not.
     writes_head=lambda config: config.encoder_decoder and not config.language.scaled_head,
 )

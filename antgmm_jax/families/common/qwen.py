@@ -12,7 +12,6 @@ from antgmm_jax.blocks.packed import PackedVisionConfig
 from antgmm_jax.config import StackConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.common.table import Entry, dense, norm
-from antgmm_jax.families.rules import check_unquantized
 from antgmm_jax.lmm import LMM, Batch
 
 
@@ -44,7 +43,6 @@ def check(vision: Mapping[str, Any], text: Mapping[str, Any], raw: Mapping[str, 
     """
     if text["model_type"] != (wanted := f"{raw['model_type']}_text"):
         raise AntgmmError(f"text_config.model_type = {text['model_type']!r} is not supported: it must be {wanted!r}")
-    check_unquantized(raw)
     rope = text["rope_parameters"]
     if rope.get("rope_type", "default") != "default":
         raise AntgmmError(f"rope_type {rope['rope_type']!r} is not supported: it must be 'default'")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families.rules import check_square, check_unquantized
+from antgmm_jax.families.rules import check_square
 
 _KINDS = {"vision_config": "siglip_vision_model", "text_config": "gemma3_text"}
 _LAYERS = ("full_attention", "sliding_attention")
@@ -21,7 +21,6 @@ def check(hf: Mapping[str, Any], raw: Mapping[str, Any]) -> None:
         AntgmmError: it does not.
     """
     vision, text = hf["vision_config"], hf["text_config"]
-    check_unquantized(raw)
     for name, kind in _KINDS.items():
         # transformers takes any text model for its own.
         given = raw.get(name, {}).get("model_type", kind)

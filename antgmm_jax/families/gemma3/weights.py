@@ -3,27 +3,20 @@
 from itertools import chain
 
 from antgmm_jax.families.base import Files
+from antgmm_jax.families.common.image_side import HEAD, INNER, RENAMES, TEXT
 from antgmm_jax.families.common.llama import text_weights
 from antgmm_jax.families.common.table import Entry, norm
 from antgmm_jax.families.common.vit import vision_weights
 from antgmm_jax.families.gemma3.config import Gemma3Config
 
-# Tensor names differ between releases of transformers; ours are those that vLLM needs.
-_RENAMES = (
-    (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
-    (r"^model\.language_model\.", "language_model.model."),
-    (r"^lm_head\.", "language_model.lm_head."),
-    (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
-)
-_VISION, _TEXT, _BRIDGE = "vision_tower.vision_model", "language_model.model", "multi_modal_projector"
+_VISION, _BRIDGE = "vision_tower.vision_model", "multi_modal_projector"
 
 FILES = Files(
-    head="language_model.lm_head.weight",
-    tokens=(f"{_TEXT}.embed_tokens.weight",),
-    renames=_RENAMES,
+    head=HEAD,
+    tokens=(f"{TEXT}.embed_tokens.weight",),
+    renames=(*RENAMES, INNER),
     # Gemma 3 does not run SigLIP's head.
     ignored=(r".*position_ids", r".*rotary_emb\..*inv_freq", rf"{_VISION}\.head\..*"),
-    says_tied=lambda raw: bool(raw.get("tie_word_embeddings", True)),
 )
 _NORMS = {
     "input_layernorm": "norm1",
@@ -37,8 +30,8 @@ _NORMS = {
 
 def tensors(config: Gemma3Config) -> list[Entry]:
     """Returns one entry for every tensor of the file (or for all layers of a stack)."""
-    layer, ours = f"{_TEXT}.layers.{{i}}", "language/decoder/blocks"
-    llama = [entry for entry in text_weights(config.language, _TEXT, FILES.head) if "layernorm" not in entry.name]
+    layer, ours = f"{TEXT}.layers.{{i}}", "language/decoder/blocks"
+    llama = [entry for entry in text_weights(config.language, TEXT, HEAD) if "layernorm" not in entry.name]
     norms = [norm(f"{layer}.{name}", f"{ours}/{path}", "text", rms=True) for name, path in _NORMS.items()]
     return [
         *vision_weights(config.vision, _VISION),

@@ -9,7 +9,7 @@ from antgmm_jax.config import Act, LMMConfig, StackConfig, VisionConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.common.image_side import used_layers
 from antgmm_jax.families.common.text import TextConfig, text_config, text_of
-from antgmm_jax.families.rules import check_square, check_unquantized
+from antgmm_jax.families.rules import check_square
 
 _NORMS: dict[str, Literal["layer", "rms"]] = {"layer_norm": "layer", "rms_norm": "rms"}
 
@@ -51,7 +51,6 @@ def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> Int
     Raises:
         AntgmmError: the variant is not supported.
     """
-    check_unquantized(raw)
     _check_encoder(hf["vision_config"], hf["vision_feature_select_strategy"])
     vision = _vision(hf["vision_config"], hf["vision_feature_layer"])
     ratio, side = hf["downsample_ratio"], vision.image // vision.patch

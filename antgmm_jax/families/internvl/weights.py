@@ -24,7 +24,6 @@ FILES = Files(
     renames=RENAMES,
     ignored=(r".*mask_token", r".*rotary_emb\.inv_freq"),
     unread=_unread,
-    says_tied=lambda raw: bool(raw.get("tie_word_embeddings", True)),
 )
 
 

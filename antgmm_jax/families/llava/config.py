@@ -10,7 +10,6 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.common.image_side import image_fields, projector_of, vision_of
 from antgmm_jax.families.common.text import TextConfig, text_config, text_of
-from antgmm_jax.families.rules import check_unquantized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,6 @@ def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> Lla
             "config.json has neither text_config nor vision_config, as in checkpoints of the original LLaVA code: use"
             " the conversion to transformers (llava-hf/...-hf)"
         )
-    check_unquantized(raw)
     return LlavaConfig(
         vision=vision_of(hf),
         bridge=projector_of(hf),

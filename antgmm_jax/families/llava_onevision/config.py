@@ -15,7 +15,6 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.common.image_side import SIGLIP, image_fields, projector_of, vision_of
 from antgmm_jax.families.common.text import TextConfig, text_config, text_of
 from antgmm_jax.families.llava_onevision import tiles
-from antgmm_jax.families.rules import check_unquantized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +70,6 @@ def from_hf(hf: Mapping[str, Any], raw: Mapping[str, Any], *, tied: bool) -> Lla
     Raises:
         AntgmmError: the variant is not supported.
     """
-    check_unquantized(raw)
     vision = vision_of(hf, types=(SIGLIP,))
     return LlavaOnevisionConfig(
         vision=vision,

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.families.rules import check_unquantized
 
 _ROPE = {"mistral": "default", "ministral3": "yarn"}
 """Type of the text model -> its rotary positions."""
@@ -20,7 +19,6 @@ def check(hf: Mapping[str, Any], raw: Mapping[str, Any]) -> None:
     Raises:
         AntgmmError: names the field, its value and what would work.
     """
-    check_unquantized(raw)
     if hf["vision_feature_layer"] not in (-1, [-1]):
         raise AntgmmError(f"vision_feature_layer = {hf['vision_feature_layer']} is not supported: it must be -1")
     _check_vision(hf["vision_config"], hf["spatial_merge_size"])

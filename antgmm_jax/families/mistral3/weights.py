@@ -1,23 +1,15 @@
 """Conversion table of Mistral 3 checkpoints."""
 
 from antgmm_jax.families.base import Files
+from antgmm_jax.families.common.image_side import HEAD, RENAMES, TEXT
 from antgmm_jax.families.common.llama import text_weights
 from antgmm_jax.families.common.table import Entry, attention, dense, norm
 from antgmm_jax.families.mistral3.config import Mistral3Config
 
-# Tensor names of the releases on the Hub; transformers 5.x has others in memory.
-_RENAMES = (
-    (r"^model\.vision_tower\.", "vision_tower."),
-    (r"^model\.multi_modal_projector\.", "multi_modal_projector."),
-    (r"^model\.language_model\.", "language_model.model."),
-    (r"^lm_head\.", "language_model.lm_head."),
-)
-_TEXT = "language_model.model"
-
 FILES = Files(
-    head="language_model.lm_head.weight",
-    tokens=(f"{_TEXT}.embed_tokens.weight",),
-    renames=_RENAMES,
+    head=HEAD,
+    tokens=(f"{TEXT}.embed_tokens.weight",),
+    renames=RENAMES,
     ignored=(r".*rotary_emb\.inv_freq", r".*patch_positional_embedding\.inv_freq"),
 )
 
@@ -27,7 +19,7 @@ def tensors(config: Mistral3Config) -> list[Entry]:
     return [
         *_encoder(),
         *_bridge(biased=config.bridge.bias),
-        *text_weights(config.language, _TEXT, FILES.head),
+        *text_weights(config.language, TEXT, HEAD),
     ]
 
 

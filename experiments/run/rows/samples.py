@@ -74,6 +74,7 @@ class Samples:
         self.records = records if isinstance(records, Source) else InMemorySource(records)
         self.encoder = Encoder(processor, config, max_length=max_length, max_answer=max_answer, template=prompt)
         self.rows = open_encoded(self.records, self.encoder, shown=bar)
+        self._positions = config.language.learned_positions
         self._layout = collate.layout(self.encoder, config.language.start_token)
         self.needs, apart = collate.needs(self.rows.index, self._layout.apart), self._layout.apart
         self._whole = collate.widths(self.needs, apart)
@@ -124,6 +125,22 @@ class Samples:
             other: the other samples, which are changed too.
         """
         self._prompt_width = other._prompt_width = max(self._prompt_width, other._prompt_width)
+
+    def check_room(self, max_new_tokens: int) -> None:
+        """Checks that a model with learned positions has one for each token of the longest prompt and an answer.
+
+        Args:
+            max_new_tokens: maximum length of answers; the last token is not read.
+
+        Raises:
+            AntgmmError: it has too few.
+        """
+        longest = int(self.rows.index.prompt.max()) + max_new_tokens - 1
+        if 0 < self._positions < longest:
+            raise AntgmmError(
+                f"the longest prompt with max_new_tokens = {max_new_tokens} needs {longest} positions, and the model"
+                f" has {self._positions}: shorten prompts, or reduce evaluate.max_new_tokens"
+            )
 
     def rows_of(self, types: Sequence[str]) -> np.ndarray:
         """Returns the rows with given question types.
