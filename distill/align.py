@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from antgmm_jax.blocks.pictures import valid_slots
 from antgmm_jax.blocks.projector import OUT
-from antgmm_jax.blocks.tokens import KINDS, token_masks
-from antgmm_jax.config import LMMConfig, Tower, towers
+from antgmm_jax.blocks.tokens import compared_tokens
+from antgmm_jax.config import LMMConfig, towers
 from antgmm_jax.errors import AntgmmError
 from distill import losses
 from distill.losses import LossConfig
@@ -23,8 +23,8 @@ class Part(NamedTuple):
     """One comparison of student and teacher states.
 
     Attributes:
-        term: loss term: "hidden" (text tokens) or "vision" (image tokens) for the blocks of a tower, or "bridge" for
-            the bridge's output.
+        term: loss term: "hidden" (text tokens) for the blocks of the language model, "vision" for those of the image
+            side, or "bridge" for the bridge's output.
         tower: name of the tower.
         states: name of the collected states.
         layers: teacher layer of each student layer [Ls]; None for a single state.
@@ -59,7 +59,7 @@ def parts(
             weights.
 
     Returns:
-        One `Part` per tower and kind of token, and one for the bridge's output.
+        One `Part` per tower, and one for the bridge's output.
 
     Raises:
         AntgmmError: `keep` lacks an axis of a tower.
@@ -71,15 +71,12 @@ def parts(
         if absent:
             raise AntgmmError(f"cannot align {name} with the teacher: keep lacks {', '.join(absent)}")
         layers, embed = (np.asarray(keep[axis]) for axis in axes)
-        for term in KINDS[tower.tokens]:
-            mask = partial(_mask, tower, config.image_token, term)
-            result.append(Part(term, name, tower.axis("states"), layers, embed, *axes, mask))
+        # Image tokens in the language model belong to no term: `vision` would run it where the image side is enough.
+        term = "vision" if tower.tokens == "images" else "hidden"
+        mask = partial(compared_tokens, tower, config.image_token)
+        result.append(Part(term, name, tower.axis("states"), layers, embed, *axes, mask))
     embed = np.asarray(keep["text/embed"])
     return (*result, Part("bridge", "bridge", OUT, None, embed, "", "text/embed", valid_slots, bridge_weights))
-
-
-def _mask(tower: Tower, image_token: int, term: str, batch: Batch) -> Bool[Array | np.ndarray, "B N"]:
-    return token_masks(tower, image_token, batch)[term]
 
 
 def selected(config: LossConfig, available: tuple[Part, ...]) -> tuple[Part, ...]:

@@ -35,13 +35,17 @@ class TeacherCache(NamedTuple):
         shapes: name -> shape of the longest row: `final` [A, Dt], names of `distill.top` [A, U], `<tower>/states`
             [layers + 1, N, D] (image towers [slots, layers + 1, N, D]), `bridge/out` [slots, 1, N, D].
         read: row numbers [B] -> {name: [B, *shape]} in bfloat16 (uint16 for names of `distill.top`), with zeros behind
-            the last position of each row.
+            the last position of each row; `names` selects states.
     """
 
     directory: Path
     samples: int
     shapes: Shapes
-    read: Callable[[np.ndarray], dict[str, np.ndarray]]
+    read: Callable[..., dict[str, np.ndarray]]
+
+    def only(self, names: Sequence[str]) -> "TeacherCache":
+        """Returns the same cache for reading some of its states; rows in memory are shared."""
+        return self._replace(shapes={name: self.shapes[name] for name in names}, read=partial(self.read, names=names))
 
     def rows(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Reads the rows of a host batch, cut to the batch's lengths and image slots.
@@ -149,12 +153,12 @@ def open_cache(
     samples, shapes = meta["samples"], {name: tuple(shape) for name, shape in meta["shapes"].items()}
     shards = Shards(directory, samples, directory)
     records = [shards[row] for row in range(samples)] if in_memory else shards
-    read = partial(_read, records, shapes, names)
+    read = partial(_read, records, shapes, names=names)
     return TeacherCache(directory, samples, {name: shapes[name] for name in names}, read)
 
 
 def _read(
-    records: Shards | Sequence[bytes], shapes: Shapes, names: Sequence[str], index: np.ndarray
+    records: Shards | Sequence[bytes], shapes: Shapes, index: np.ndarray, *, names: Sequence[str]
 ) -> dict[str, np.ndarray]:
     return restored([records[int(row)] for row in index], shapes, names)
 

@@ -30,8 +30,8 @@ class LossConfig:
         soft: divergence from the teacher's distribution at `temperature`.
         pair: margin between the label's logit and the two largest logits.
         rank: order of the teacher's four largest logits.
-        hidden: block outputs at text tokens.
-        vision: block outputs at image tokens.
+        hidden: block outputs of the language model, at text tokens.
+        vision: block outputs of the image side.
         bridge: the bridge's output, which the language model reads.
         bridge_tokens: weights of the bridge's tokens: "alike" for equal weights, "sensitivity" for how much the
             teacher's answers depend on each (`distill.bridge_weights`).

@@ -1,6 +1,7 @@
 """Teachers: sources of distillation targets, either a forward pass inside the step or a cache."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -35,15 +36,19 @@ class Teacher(NamedTuple):
         select: names -> (params, device batch) -> {name: targets}, with `final` [B, A, Dt] (what `head` reads) at the
             answer positions, `<tower>/states` [layers + 1, B, N, D] and `bridge/out` [1, B, N, D]. Raises AntgmmError
             for a name that is not available.
-        attach: host batch -> host batch with cached targets added.
+        attach: host batch -> host batch with cached targets added; `names` selects them.
         reads_images: whether `select` needs the images of a batch, even if the student reads cached image features.
     """
 
     params: Params
     head: Callable[[Params, Array], Any]
     select: Callable[[tuple[str, ...]], Callable[[Params, Batch], dict[str, Array]]]
-    attach: Callable[[dict], dict]
+    attach: Callable[..., dict]
     reads_images: bool = False
+
+    def only(self, names: Sequence[str]) -> "Teacher":
+        """Returns the teacher for losses that read some of its states, by name in the cache: it attaches no others."""
+        return self._replace(attach=partial(self.attach, names=names))
 
 
 def model_inputs(batch: Batch) -> dict[str, Any]:
@@ -91,7 +96,11 @@ def _no_targets(names: tuple[str, ...]) -> Callable[[Params, Batch], dict[str, A
     return lambda params, batch: {}
 
 
-NO_TEACHER = Teacher({}, _no_head, _no_targets, lambda batch: batch)
+def _nothing_attached(batch: dict, names: Sequence[str] = ()) -> dict:
+    return batch
+
+
+NO_TEACHER = Teacher({}, _no_head, _no_targets, _nothing_attached)
 """For supervised training: losses that need a teacher raise AntgmmError."""
 
 
@@ -122,7 +131,7 @@ def online(functional: Any, params: Params) -> Teacher:
 
         return targets
 
-    return Teacher(params, functional.head, select, lambda batch: batch, reads_images=True)
+    return Teacher(params, functional.head, select, _nothing_attached, reads_images=True)
 
 
 def cached(functional: Any, params: Params, cache: TeacherCache, *, dtype: DTypeLike | None = None) -> Teacher:
@@ -157,8 +166,9 @@ def cached(functional: Any, params: Params, cache: TeacherCache, *, dtype: DType
 
         return targets
 
-    def attach(batch: dict) -> dict:
-        states = packed_rows(cache, batch) if "segment_ids" in batch else cache.rows(batch)
+    def attach(batch: dict, names: Sequence[str] = tuple(cache.shapes)) -> dict:
+        read = cache.only(names)
+        states = packed_rows(read, batch) if "segment_ids" in batch else read.rows(batch)
         return batch | {PREFIX + name: rows for name, rows in states.items()}
 
     if not answers:  # `select` rejects losses that need it

@@ -5,7 +5,7 @@ from pruning.costs import Cost, cost, forward_flops
 from pruning.gates import gates_at, gates_of, ones
 from pruning.importance import activation, block_influence, last, magnitude, random, taylor
 from pruning.keep import Keep, as_kept, check, compose, identity, is_basis, merge, shrunk_config, untied
-from pruning.planning import plan
+from pruning.planning import check_scores, plan
 from pruning.shrinking import array_keep, shrink, shrink_hf, take
 from pruning.sizing import by_stage, free_axes, search
 from pruning.targets import legal_above, planned_config, planned_configs, resolve
@@ -20,6 +20,7 @@ __all__ = [
     "by_stage",
     "check",
     "check_basis",
+    "check_scores",
     "compose",
     "cost",
     "forward_flops",

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from antgmm_jax.axes import resize, sizes
-from antgmm_jax.config import LMMConfig
+from antgmm_jax.config import LMMConfig, on_image_side
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families import complete, family, violations
 from antgmm_jax.pure import local_axes
 from pruning.importance import scores_for
-from pruning.keep import gate_shape
+from pruning.keep import Keep, gate_shape
 
 
 def plan(
@@ -53,6 +53,25 @@ def plan(
             chosen = family(config).depth.choose(config, axis, score, legal_variants(config, full))
             keep[axis] = _top(score, full[axis]) if chosen is None else chosen
     return keep
+
+
+def check_scores(scores: Mapping[str, np.ndarray], keep: Keep) -> None:
+    """Checks that the scores of every axis that a plan cuts are not all 0, as those of units that no row reaches.
+
+    Args:
+        scores: as in `plan`.
+        keep: result of `plan` for the axes to check; those that are tied to them may have no scores.
+
+    Raises:
+        AntgmmError: all scores of an axis are 0, so that its first units would be kept.
+    """
+    for axis, kept in keep.items():
+        if axis in scores and kept.shape[-1] < scores[axis].shape[-1] and not scores[axis].any():
+            rows = "more calibration rows" + (", some with images" if on_image_side(axis) else "")
+            raise AntgmmError(
+                f"{axis}: all importance scores are 0, so its first units would be kept: use {rows}, or another"
+                " importance"
+            )
 
 
 def size_of(axis: str, target: int | float, present: Mapping[str, int]) -> int:

@@ -72,7 +72,7 @@ def search(
         exceed the budget, if none are within it.
 
     Raises:
-        AntgmmError: an unknown axis or tower, or illegal pins.
+        AntgmmError: an unknown axis or tower, illegal pins, or a weight of what follows another axis.
     """
     pinned, present = resolve(config, pins or {}), sizes(config)
     weight_of = _weights(config, free_axes(config, complete(config, pinned)), weights or {})
@@ -190,6 +190,11 @@ def _weights(config: LMMConfig, axes: Collection[str], factors: Mapping[str, flo
     if unknown := sorted(set(factors) - {*known, *present}):
         kind, names = ("axis", [*present]) if "/" in unknown[0] else ("tower", known)
         raise AntgmmError(f"unknown {kind} {unknown[0]!r}: this model has {', '.join(names)}")
+    weighed = {axis.split("/")[0] for axis in axes}
+    for free in axes:
+        for axis in {*complete(config, {free: present[free]})} - {free}:
+            for name in {axis, axis.split("/")[0]} & {*factors} - weighed:
+                raise AntgmmError(f"the weight of {name!r} has no effect: {axis} follows {free}, so weigh {free}")
 
     def weight(axis: str) -> float:
         tower, kind = axis.split("/")

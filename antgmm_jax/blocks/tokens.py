@@ -14,10 +14,6 @@ IGNORE = -100
 """Label of positions that are not answer tokens."""
 
 
-KINDS = {"images": ("vision",), "text": ("hidden", "vision"), "answers": ("hidden",)}
-"""`Tower.tokens` -> kinds of tokens on which states of teacher and student are compared."""
-
-
 def valid_tokens(tower: Tower, batch: Mapping[str, Any]) -> Bool[Array | np.ndarray, "B N"]:
     """Returns the mask of a tower's positions that are tokens, not padding.
 
@@ -42,8 +38,8 @@ def predicting(batch: Mapping[str, Any]) -> Bool[Array | np.ndarray, "B N"]:
     return none.at[rows, batch["positions"]].max(batch["targets"] != IGNORE)
 
 
-def token_masks(tower: Tower, image_token: int, batch: Mapping[str, Any]) -> dict[str, Bool[Array | np.ndarray, "B N"]]:
-    """Returns masks of the tokens on which a tower's states are compared.
+def compared_tokens(tower: Tower, image_token: int, batch: Mapping[str, Any]) -> Bool[Array | np.ndarray, "B N"]:
+    """Returns the mask of the tokens on which a tower's states are compared: in the language model, those of text.
 
     Args:
         tower: a stack of the model.
@@ -51,11 +47,10 @@ def token_masks(tower: Tower, image_token: int, batch: Mapping[str, Any]) -> dic
         batch: a training batch.
 
     Returns:
-        One mask for each of the tower's `KINDS`: "hidden" for text tokens, "vision" for image tokens.
+        As in `valid_tokens`.
     """
     if tower.tokens == "images":
-        return {"vision": valid_slots(batch)}
+        return valid_slots(batch)
     if tower.tokens == "answers":
-        return {"hidden": predicting(batch)}
-    valid, image = batch["attention_mask"] != 0, batch["input_ids"] == image_token
-    return {"hidden": valid & ~image, "vision": valid & image}
+        return predicting(batch)
+    return (batch["attention_mask"] != 0) & (batch["input_ids"] != image_token)

@@ -70,7 +70,7 @@ def steps_within(
     stage = work.stage
     lengths = {"length": machine.rows.prompt, "answer": machine.rows.answer, "slots": machine.rows.slots}
     smaller = planned_config(config, text)
-    flops = step_flops(smaller, stage, (), features=True, **lengths) + update_flops(smaller, work)
+    flops = step_flops(smaller, stage, features=True, **lengths) + update_flops(smaller, work)
     # Image features of new rows, which all candidates read if they are stored.
     readers = len(KINDS) + len(RATES) if tables.get("features", "disk") == "disk" else 1
     flops += image_flops(config, stage.optimizer.batch_size, machine.rows.slots) / readers

@@ -259,27 +259,31 @@ def calibration_batches(samples: Samples, *, batch_size: int, batches: int, seed
     """
     size, pictured, chosen = min(batch_size, len(samples)), samples.needs.slots > 0, []
     parts = [part for rows in samples.needs.alike() for part in (rows[pictured[rows]], rows[~pictured[rows]])]
-    groups = [rows for rows in parts if rows.size]
-    for rows, count in zip(groups, apportioned([len(rows) for rows in groups], batches), strict=True):
+    # First the most rows with images: what ends early reads some, and no few large images alone.
+    groups = sorted((rows for rows in parts if rows.size), key=lambda rows: (not pictured[rows[0]], -rows.size))
+    images = sum(bool(pictured[rows[0]]) for rows in groups)
+    counts = apportioned([len(rows) for rows in groups], batches, images)
+    for rows, count in zip(groups, counts, strict=True):
         # A group of fewer rows than a batch is read more than once.
         source = samples.shuffled(size, seed + 500, full=True, rows=np.resize(rows, max(size, len(rows))))
         chosen += [next(source) for _ in range(count)]
     return [shard_rows({name: value for name, value in batch.items() if name != "index"}) for batch in chosen]
 
 
-def apportioned(rows: Sequence[int], batches: int) -> list[int]:
+def apportioned(rows: Sequence[int], batches: int, images: int) -> list[int]:
     """Returns the number of batches from each group of rows, in proportion to the rows.
 
     Args:
-        rows: number of rows of each group. The first one has most images, and gets a batch also if it is small: without
-            any image, measurements of the image side would be zeros.
+        rows: number of rows of each group.
         batches: number of batches, at least 1.
+        images: number of groups with images, which are the first ones. One of them gets a batch also if they are small:
+            without any image, measurements of the image side would be zeros.
     """
     exact = batches * np.array(rows) / sum(rows)
     counts = exact.astype(int)
     for group in np.argsort(counts - exact, kind="stable")[: batches - counts.sum()]:
         counts[group] += 1
-    if not counts[0]:
+    if images and not counts[:images].any():
         counts[counts.argmax()] -= 1
         counts[0] = 1
     return counts.tolist()

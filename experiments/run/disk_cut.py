@@ -42,7 +42,8 @@ def targets_of(config: LMMConfig, name: str) -> dict[str, int]:
         axis -> units.
 
     Raises:
-        AntgmmError: the preset has another family, or other head widths, which cannot be pruned.
+        AntgmmError: the preset has another family, or other head widths or query heads of a key-value head, which
+            cannot be pruned.
     """
     small = preset(name)
     if small.family != config.family:
@@ -51,11 +52,16 @@ def targets_of(config: LMMConfig, name: str) -> dict[str, int]:
         parts = " and ".join(", ".join(towers(one)) for one in (small, config))
         raise AntgmmError(f"{name} and the checkpoint have other towers ({parts}): specify sizes instead")
     for tower in towers(small).values():
-        width, other = towers(config)[tower.name].stack.head_dim, tower.stack.head_dim
-        if width != other:
+        mine, other = towers(config)[tower.name].stack, tower.stack
+        if mine.head_dim != other.head_dim:
             raise AntgmmError(
-                f"heads of {tower.name} have width {width}, in {name} {other}: head widths cannot be pruned;"
-                " specify sizes instead"
+                f"heads of {tower.name} have width {mine.head_dim}, in {name} {other.head_dim}: head widths cannot be"
+                " pruned; specify sizes instead"
+            )
+        if mine.q_per_kv != other.q_per_kv:
+            raise AntgmmError(
+                f"a key-value head of {tower.name} has {mine.q_per_kv} query heads, in {name} {other.q_per_kv}: they"
+                " are pruned together; specify sizes instead"
             )
     return sizes(small)
 
@@ -111,7 +117,7 @@ def cut(
         `memory` in bytes, empty except on Linux; `disk`, empty unless measured.
 
     Raises:
-        AntgmmError: as in `open_hf`, `plan` and `save_hf`.
+        AntgmmError: as in `open_hf`, `plan`, `check_scores` and `save_hf`.
     """
     if out.exists():
         raise AntgmmError(f"{out} exists: choose another name or remove it")
@@ -131,6 +137,7 @@ def cut(
                 else:
                     scores = scores_on(records, source, config, params, prompt=prompt)
                 keep = pruning.plan(scores, config, targets)
+                pruning.check_scores(scores, {axis: keep[axis] for axis in targets})
             smaller, kept = pruning.shrink(config, params, keep)
             if disk:
                 resources.forget(_weights(source))

@@ -23,6 +23,7 @@ from experiments.run.features import ImageFeatures
 from experiments.run.rows.samples import Samples
 from experiments.run.schema import MaadData, Recipe, Stage, Training, Work
 from experiments.run.student import Student
+from experiments.run.targets import names_read
 
 
 class Shared(NamedTuple):
@@ -96,9 +97,10 @@ class Answers:
 
     def __init__(self, work: Work, shared: Shared, start: Student):
         self._stage, self._start, self._seed, self._narrow = work.stage, start, work.seed, work.narrow
-        reads = work.stage.loss.reads_teacher
-        self.teacher, self._frozen = (shared.teacher, shared.frozen) if reads else (NO_TEACHER, dict)
-        table = shared.recipe.teacher
+        table, self.teacher, self._frozen = shared.recipe.teacher, NO_TEACHER, dict
+        if table and work.stage.loss.reads_teacher:
+            self.teacher = shared.teacher.only(names_read(table, [work.stage.loss]))
+            self._frozen = shared.frozen
         self._towers = table.states if table else ()
         self._bridge_weights = shared.bridge_weights(work.stage)
         self.data = self._shuffled(work.seed, shared)

@@ -147,9 +147,10 @@ class Run:
     def _opened(self) -> Iterator[Student]:
         """Locks the folder and runs all stages; yields the final model."""
         recipe = self.recipe = self.folder.pinned(self.recipe)
-        for work in recipe.work:
-            check_batches(work)
         self.folder.check(recipe)
+        # Without the lock, nothing is removed yet.
+        for work in self._without(lambda number, name: checkpoint.is_complete(self.folder.stage(number, name))):
+            check_batches(work)
         begin = opening(recipe)
         # Lock the folder only after checking that the recipe can run.
         with returning_memory_of_compilers(), self.folder.opened(recipe):
@@ -193,7 +194,8 @@ class Run:
         # The teacher's answers to further questions are not there yet; few of them are unfit.
         pairs, needed = (recipe.teacher.pairs if isinstance(recipe, Recipe) else 0), 0
         for work in recipe.work:
-            check_steps(work, abstract(start), samples.rows_to_train(work) + pairs)
+            if work in self._remaining:
+                check_steps(work, abstract(start), samples.rows_to_train(work) + pairs)
             if recipe.features == "disk" and work.objective == "answers":
                 needed = max(needed, stored_features(start, work.stage, samples) * (1 + pairs / len(samples)))
             start = after(start, work.stage)
@@ -205,6 +207,8 @@ class Run:
             self.hard = encoded(recipe, hard, processor, config)
             check_apart(records[0], hard)
             self.test.pad_prompts_like(self.hard)
+        for tested in filter(None, (self.test, self.hard)):
+            tested.check_room(recipe.evaluate.max_new_tokens)
         inputs = {
             "model" if teacher is None else "teacher": self.origin.key,
             "data": samples.fingerprint,
@@ -246,11 +250,15 @@ class Run:
         )
 
     def _unfinished(self) -> list[Work]:
-        """The stages that are not finished, as the first process sees the folder."""
+        """The stages that are not finished; removes the step checkpoints of the others."""
+        return self._without(self.folder.finished)
+
+    def _without(self, finished: Callable[[int, str], bool]) -> list[Work]:
+        """The stages for which `finished` (number, name) is false, as the first process sees the folder."""
         work = self.recipe.work
-        seen = run_on_first(lambda: [self.folder.finished(each.number, each.stage.name) for each in work])
-        finished = broadcast_from_first(np.array(seen or [False] * len(work)))
-        return [each for each, done in zip(work, finished, strict=True) if not done]
+        seen = run_on_first(lambda: [finished(each.number, each.stage.name) for each in work])
+        done = broadcast_from_first(np.array(seen or [False] * len(work)))
+        return [each for each, complete in zip(work, done, strict=True) if not complete]
 
     def _stage(self, work: Work, student: Student, shared: Shared) -> Student:
         done = self.folder.stage(work.number, work.stage.name)

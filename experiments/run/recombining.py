@@ -14,7 +14,7 @@ from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io import checkpoint
 from antgmm_jax.pure import Params
-from experiments.run.folder import RunFolder
+from experiments.run.folder import RECIPE, RunFolder
 from experiments.run.pipeline import Run
 from experiments.run.progress.watching import NOTHING, Watch
 from experiments.run.schema import Recipe
@@ -73,6 +73,10 @@ def recombine(
     """
     folder = RunFolder(run)
     merged = folder.stage(0, NAME)
+    gone = [source.stage for source in sources if not source.stage.exists()]
+    if gone and checkpoint.is_complete(merged):  # as on another machine, with --mirror
+        command = f"antgmm compress {folder.path / RECIPE} --run {folder.path}"
+        raise AntgmmError(f"{gone[0]} is not there, but its units are merged: continue with `{command}`")
     recipe = folder.pinned(distillation(path, merged, steps, overrides))
     teacher = whole(recipe.teacher.path)
     key = teacher_key(teacher.config, teacher.weights())

@@ -169,7 +169,9 @@ class StageRun:
         return_freed_memory()
         # Rounding may differ between machines, and all must cut the same units.
         scores, bases = broadcast_from_first((scores, bases))
-        keep = {**pruning.plan(scores, place.config, targets), **bases}
+        keep = pruning.plan(scores, place.config, targets)
+        pruning.check_scores(scores, {axis: keep[axis] for axis in targets})
+        keep |= bases
         return place._replace(plan=keep, scores={axis: scores[axis] for axis in keep if axis in scores})
 
     def _mask(self, state: State | None, place: _Place, begin: int) -> tuple[State | None, _Place]:
@@ -189,8 +191,7 @@ class StageRun:
         )
         if state is None:
             return init_state(params, self.optimizer, own=True), cut
-        if any(map(pruning.is_basis, place.plan.values())):
-            return State(params, init_state(params, self.optimizer).opt_state, state.step), cut
+        # Units, no basis: components are cut before the first step (`check_sizes`).
         axes, keep = functional(place.config).axes, pruning.array_keep(place.config, place.plan)
         moments = map_moments(
             state.opt_state, state.params, self.optimizer, lambda tree: pruning.take(tree, axes, keep)

@@ -1,7 +1,7 @@
 """Distillation targets of a run: cached or online teachers, and weights of the bridge's tokens."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,11 +10,11 @@ import numpy as np
 import distill
 from antgmm_jax.axes import to_dict
 from antgmm_jax.blocks.projector import OUT
-from antgmm_jax.config import LMMConfig
+from antgmm_jax.config import IMAGE_SIDE, LMMConfig
 from antgmm_jax.parallel import preemption
 from antgmm_jax.parallel.processes import from_first_process, text_from_first
 from antgmm_jax.pure import Params, abstract, functional
-from distill import Teacher
+from distill import LossConfig, Teacher
 from distill.cache import stored_names
 from distill.top import name_of
 from experiments.run.batch_size import rows_that_fit
@@ -24,6 +24,7 @@ from experiments.run.folder import RunFolder, held
 from experiments.run.host.console import bar, say, working
 from experiments.run.rows.samples import Fits, Samples
 from experiments.run.schema import Recipe, Stage
+from experiments.run.schema.compress import Teacher as TeacherTable
 from experiments.run.student import Student
 
 CACHE_BATCH = 128
@@ -89,11 +90,22 @@ def targets_of(
 
 def target_names(recipe: Recipe) -> tuple[str, ...]:
     """Returns the names of the teacher's states that the stages of a recipe read, as in `distill.build_cache`."""
-    table, losses = recipe.teacher, [stage.loss for stage in recipe.stages]
+    return names_read(recipe.teacher, [stage.loss for stage in recipe.stages])
+
+
+def names_read(table: TeacherTable, losses: Sequence[LossConfig]) -> tuple[str, ...]:
+    """Returns the names of the teacher's states that losses read, as in `distill.build_cache`.
+
+    Args:
+        table: table of the teacher.
+        losses: losses of stages; with `table.top`, those that read logits have the same temperature.
+    """
     temperatures = [loss.temperature for loss in losses if loss.reads_logits]
     final = [name_of(table.top, temperatures[0]) if table.top else "final"] if temperatures else []
+    compares = {True: any(loss.vision for loss in losses), False: any(loss.hidden for loss in losses)}
+    states = [f"{tower}/states" for tower in table.states if compares[tower in IMAGE_SIDE]]
     bridge = [OUT] if any(loss.bridge for loss in losses) else []
-    return (*final, *(f"{tower}/states" for tower in table.states), *bridge)
+    return (*final, *states, *bridge)
 
 
 def _fits(config: LMMConfig, samples: Samples, size: Callable[..., dict[str, int]], dtype: str) -> Fits:

@@ -191,3 +191,14 @@ def test_an_online_teacher_reads_pictures_and_not_the_students_features():
     np.testing.assert_array_equal(targets(params, batch | {"vision_features": features})["final"], expected)
     alone = batch | {"images": {"valid": batch["images"]["valid"]}}
     assert np.abs(targets(params, alone | {"vision_features": features})["final"] - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("family", "images", "language"),
+    [("blip2_t5", {"vision", "bridge"}, {"encoder", "decoder"}), ("llava", {"vision"}, {"text"})],
+)
+def test_the_vision_term_compares_the_image_side_alone(family, images, language):
+    """Also where the language model reads image tokens; it would have to run for them."""
+    compared = parts(CONFIGS[family], identity(CONFIGS[family]))
+    towers = {term: {part.tower for part in compared if part.term == term} for term in ("vision", "hidden")}
+    assert towers == {"vision": images, "hidden": language}

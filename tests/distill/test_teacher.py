@@ -10,7 +10,7 @@ from distill.align import Part
 from distill.cache import open_cache
 from distill.losses import LossConfig
 from distill.step import make_loss
-from distill.teacher import cached, online
+from distill.teacher import PREFIX, cached, online
 from tests.distill import toy
 from tests.distill.cached import KEY, PARAMS, STATES, TEACHER, batches, build
 
@@ -72,3 +72,16 @@ def test_a_cache_of_states_alone_compares_states_and_refuses_logits(tmp_path):
     teacher.select(STATES[1:])
     with pytest.raises(AntgmmError, match="lacks final: it holds text/states"):
         make_loss(STUDENT, LossConfig(soft=1.0), teacher=teacher)
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_teacher_for_some_states_attaches_no_others(tmp_path, in_memory):
+    build(tmp_path / "cache", names=STATES)
+    teacher = cached(TEACHER, PARAMS, open_cache(tmp_path / "cache", key=KEY, names=STATES, in_memory=in_memory))
+    host = toy.batch(0)
+    whole = teacher.attach(host)
+    for name in STATES:
+        part = teacher.only((name,)).attach(host)
+        assert {*part} == {*host, PREFIX + name}
+        np.testing.assert_array_equal(part[PREFIX + name], whole[PREFIX + name])
+    assert online(TEACHER, PARAMS).only(STATES).attach(host) is host

@@ -10,7 +10,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.blip2.frequency import every
 from antgmm_jax.pure import local_axes
 from pruning.keep import check, gate_shape, shrunk_config
-from pruning.planning import plan
+from pruning.planning import check_scores, plan
 from tests.pruning.models import CONFIGS
 
 BLIP, LLAVA = CONFIGS["blip2_t5"], CONFIGS["llava"]
@@ -89,3 +89,16 @@ def test_q_former_layers_are_the_best_legal_set(count, seed):
     best = max(filter(legal, itertools.combinations(range(4), count)), key=lambda layers: score[list(layers)].sum())
     assert tuple(layers_kept) == best
     assert every(shrunk_config(BLIP, {"bridge/layers": layers_kept})) in (1, 2)
+
+
+def test_scores_of_zero_on_an_axis_that_is_cut_are_refused():
+    scores = scores_of(LLAVA)
+    scores["vision/mlp"][1] = 0  # a layer of zeros, as of one without such units
+    cut = plan(scores, LLAVA, {"vision/mlp": 3, "text/layers": 2})
+    check_scores(scores, cut)
+    zeros = {axis: 0 * score for axis, score in scores.items()}
+    check_scores(zeros, plan(zeros, LLAVA, {"vision/mlp": 1.0}))
+    remedy = "all importance scores are 0, so its first units would be kept: use more calibration rows"
+    for axis, more in {"vision/mlp": ", some with images", "text/layers": ""}.items():
+        with pytest.raises(AntgmmError, match=f"^{axis}: {remedy}{more}, or another importance$"):
+            check_scores(scores | {axis: zeros[axis]}, cut)

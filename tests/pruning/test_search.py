@@ -182,6 +182,16 @@ def test_invalid_pins_and_weights_are_refused(options, message):
         search(CONFIGS["blip2_t5"], count, 1000, **options)
 
 
+@pytest.mark.parametrize(("name", "free"), [("vision/heads", "vision/embed"), ("bridge", "text/embed")])
+def test_weights_of_what_follows_another_axis_are_refused(name, free):
+    config = CONFIGS["llava"]
+    with pytest.raises(AntgmmError, match=f"the weight of '{name}' has no effect: .* so weigh {free}"):
+        search(config, count, 1000, weights={name: 4.0})
+    search(config, count, count(config), weights={free: 4.0, "vision": 2.0})
+    # The bridge of other families has axes of its own.
+    search(CONFIGS["blip2_t5"], count, count(CONFIGS["blip2_t5"]), weights={"bridge": 4.0})
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_cut_to_the_chosen_sizes_has_their_price_for_any_scores(seed):
     # Scores may choose Q-Former layers that all have cross-attention.

@@ -39,7 +39,7 @@ from experiments.run.progress.flops import pass_flops
 from experiments.run.schema import Recipe, Training, Work
 from experiments.run.schema.stage import UNREAD
 from experiments.run.stage import optimizer_of
-from experiments.run.targets import CACHE_BATCH, IN_MEMORY, target_names
+from experiments.run.targets import CACHE_BATCH, IN_MEMORY, names_read, target_names
 from experiments.run.unchanged import unchanged
 from pruning.costs import cost, total_parameters
 
@@ -226,7 +226,7 @@ def _spec(recipe: Recipe | Training, work: Work, student: LMMConfig, teacher: LM
         dtype=table.dtype,
         micro_batches=table.accumulate,
         loss=work.stage.loss,
-        states=target_names(recipe) if isinstance(recipe, Recipe) and reads else (),
+        states=names_read(recipe.teacher, [work.stage.loss]) if isinstance(recipe, Recipe) and reads else (),
         optimizer=optimizer_of(work.stage, shapes_with_adapters(abstract(student), work.stage.adapters)),
         adapters=work.stage.adapters,
         slots=load.slots,

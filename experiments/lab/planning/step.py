@@ -49,7 +49,7 @@ class StepSpec(NamedTuple):
         dtype: dtype of computation, and of the teacher.
         micro_batches: number of parts of the batch that are computed one after another.
         loss: weights of the loss terms.
-        states: states of the teacher that are compared or that the cache holds, as in `distill.build_cache`.
+        states: states of the teacher that the losses read, as in `distill.build_cache`.
         optimizer: the optimizer; AdamW for None.
         features: whether the batch has image features in place of pixels.
         adapters: path prefix of parameters -> rank of their adapters, as in `distill.adapters`.
@@ -236,7 +236,7 @@ def _teacher(spec: StepSpec, cached: dict[str, tuple[int, ...]]) -> distill.Teac
 
 
 def _cached_shapes(spec: StepSpec) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of a row of the teacher's states in a cache: a stage gets all of them, read or not."""
+    """Name -> shape of a row of the teacher's states in a cache."""
     if spec.teacher is None or spec.source == "online":
         return {}
     batch = dict(_batch(spec, spec.teacher))

@@ -154,8 +154,7 @@ def recipe_of(study: Study, arm: Arm, seed: int, config: LMMConfig, *, pretraine
     # Not validated yet: the warm-up may be longer than this single step.
     once = last.model_copy(update=table)
     mask_step, recovery_step = (
-        step_flops(model, once, recipe.teacher.states, length=study.length, answer=study.answer)
-        for model in (config, current)
+        step_flops(model, once, length=study.length, answer=study.answer) for model in (config, current)
     )
     mask = last.mask_steps if once.keeps_moments else 0
     steps = round((whole - mask * mask_step) / recovery_step)

@@ -1,6 +1,6 @@
 """Training FLOPs of the stages of a run, from its recipe and model config."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -38,7 +38,6 @@ def pass_flops(config: LMMConfig, rows: int, *, length: int, answer: int, slots:
 def step_flops(
     config: LMMConfig,
     stage: Stage,
-    states: Sequence[str],
     *,
     features: bool = False,
     length: int,
@@ -52,7 +51,6 @@ def step_flops(
     Args:
         config: model config.
         stage: stage of a recipe; its losses determine which towers run.
-        states: towers with states that losses may read, `teacher.states` of the recipe.
         features: whether cached image features replace the image side.
         length: prompt tokens per sample.
         answer: answer tokens per sample.
@@ -63,7 +61,7 @@ def step_flops(
     """
     flops = pass_flops(config, stage.optimizer.batch_size, length=length, answer=answer, slots=slots)
     run = set(flops) - ({*IMAGE_SIDE} if features else set())
-    if not stage.loss.reads_answers and (not stage.loss.vision or {*IMAGE_SIDE}.issuperset(states)):
+    if not stage.loss.reads_answers:
         run &= {*IMAGE_SIDE}
     return 3 * sum(flops[tower] for tower in run)
 
@@ -124,7 +122,7 @@ def stage_flops(
         FLOPs of a stage. Image features are computed once per image side, for all views of all rows.
     """
     kept, tables = None, recipe.teacher if isinstance(recipe, Recipe) else None
-    states, rows = (tables.states, recipe.data.samples + tables.pairs) if tables else ((), recipe.data.samples)
+    rows = recipe.data.samples + (tables.pairs if tables else 0)
     for work in recipe.work:
         stage, segments = work.stage, segment_targets(config, work.stage)
         frozen = work.objective == "answers" and reads_features(config, stage, segments[-1])
@@ -141,7 +139,7 @@ def stage_flops(
                     each = 3 * image_flops(model, stage.optimizer.batch_size, slots)
                 else:
                     lengths = {"length": length, "answer": answer, "slots": slots}
-                    each = step_flops(model, stage, states, features=frozen, **lengths)
+                    each = step_flops(model, stage, features=frozen, **lengths)
                     if frozen and not features:
                         each += image_flops(model, stage.optimizer.batch_size, slots)
                 total += steps * each

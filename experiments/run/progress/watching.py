@@ -181,10 +181,8 @@ class StageWatcher:
         """Model FLOPs utilisation, padding included: student forward and backward, online teacher forward."""
         if not self._watcher.watch.peak or not self._lengths[0]:
             return {}
-        table = getattr(self._watcher.recipe, "teacher", None)
-        states = table.states if table else ()
         length, answer = self._lengths
-        flops = step_flops(config, self._work.stage, states, features=self._features, length=length, answer=answer)
+        flops = step_flops(config, self._work.stage, features=self._features, length=length, answer=answer)
         if self._teacher is not None:
             parts = pass_flops(self._teacher, self._work.stage.optimizer.batch_size, length=length, answer=answer)
             flops += sum(parts.values())

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,7 +78,9 @@ class Paired(Source):
     """
 
     def __init__(self, source: Source, asks: np.ndarray, shows: np.ndarray):
-        self._source, self._asks, self._shows, self.drawn = source, asks, shows, source.drawn
+        self._source, self._all = source, {"asks": asks, "shows": shows}
+        self.path, self.drawn, self.drops_long = source.path, source.drawn, source.drops_long
+        self.restore(self._all)
 
     def __len__(self) -> int:
         return len(self._asks)
@@ -100,7 +102,15 @@ class Paired(Source):
 
     def digest(self) -> str:
         """Returns a digest of the samples and of the combinations."""
-        return _digest(self._source.digest(), self._asks.tobytes(), self._shows.tobytes())
+        return _digest(self._source.digest(), *(numbers.tobytes() for numbers in self._all.values()))
+
+    def places(self) -> dict[str, np.ndarray]:
+        """Returns the numbers of the samples that are combined."""
+        return self._all
+
+    def restore(self, places: Mapping[str, np.ndarray]) -> None:
+        """Restores the result of `places`, without the records that are too long."""
+        self._asks, self._shows = places["asks"], places["shows"]
 
 
 class Answered(Source):

@@ -1,6 +1,7 @@
 """Commands on models and rows: their figures and files equal those of the functions behind them."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -21,7 +22,9 @@ from experiments.commands.models import _runs
 from experiments.commands.scores import _shown
 from experiments.commands.sources import answer_length, check_prompts, records
 from experiments.run.disk_cut import targets_of
+from experiments.run.export.export_gate import GateResult
 from experiments.run.rows.datasets import encoded, load_records
+from experiments.run.rows.samples import Samples
 from experiments.run.schema.recipe import load_recipe
 from tests import reference
 from tests.experiments.tiny import save_llava, save_stage, save_teacher, write_recipe
@@ -99,6 +102,12 @@ def test_sizes_of_a_preset_with_another_language_model_are_refused_in_one_line(n
     assert config.family == preset(other).family
     with pytest.raises(AntgmmError, match=f"^{other} and the checkpoint have other towers .*: specify sizes instead$"):
         targets_of(config, other)
+
+
+def test_sizes_of_a_preset_with_other_query_heads_are_refused_in_one_line():
+    message = "a key-value head of text has 4 query heads, in qwen3-vl-2b 2: they are pruned together; specify sizes"
+    with pytest.raises(AntgmmError, match=message):
+        targets_of(preset("qwen3-vl-4b"), "qwen3-vl-2b")
 
 
 def test_energy_of_a_claim_and_of_its_request_rate_agree(antgmm):
@@ -232,6 +241,38 @@ def test_export_writes_a_stage_that_transformers_reads(antgmm, monkeypatch, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run", "teacher"]
 
 
+def test_a_check_and_a_package_let_every_right_answer_be_given(antgmm, monkeypatch, tmp_path):
+    """Scores of a quantized copy would count longer ones as wrong, and a package could not give them."""
+    model, stage = save_llava(tmp_path / "model"), tmp_path / "stage"
+    config, params = load_hf(model)
+    save_stage(stage, config, params, {})
+    row = {"image": [], "question": "what price is pictured?", "answer": "the price is 3 " * 20}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    source, processor = records("jsonl:rows.jsonl", 0), load_processor(model)
+    longest = answer_length(Samples(source, processor, config))
+    given = []
+
+    def published(*args, questions, **_):
+        given.append(questions.max_new_tokens)
+        shutil.copytree(model, args[2])
+        return GateResult(0.0, 1.0, 0.0, 1.0, 1, True, "")
+
+    def stopped(tokens):
+        given.append(tokens)
+        raise AntgmmError("stopped")
+
+    monkeypatch.setattr("experiments.run.export.publishing.publish", published)
+    monkeypatch.setattr("experiments.run.export.quantized.publish_quantized", lambda *args: stopped(args[3]))
+    monkeypatch.setattr("experiments.package.stablehlo.stablehlo", lambda *args: stopped(args[3].tokens))
+    export = ["export", stage, "--like", model, "--quantize", "w8a8"]
+    for number, words in enumerate(([], ["--max-new-tokens", "7"])):
+        words = [*words, "--data", "jsonl:rows.jsonl"]
+        assert antgmm(*export, "--out", f"out{number}", *words).stderr.endswith("error: stopped\n")
+        assert antgmm("package", model, "--out", "p.stablehlo", *words).stderr.endswith("error: stopped\n")
+    assert longest > 60
+    assert given == [longest] * 3 + [7] * 3
+
+
 def test_an_export_records_the_prompt_that_is_given_else_that_of_its_run_else_the_teachers(
     antgmm, monkeypatch, tmp_path
 ):
@@ -256,8 +297,8 @@ def test_an_export_records_the_prompt_that_is_given_else_that_of_its_run_else_th
 
 
 def test_the_check_draws_the_requested_number_of_random_prompts():
-    batches, conversations = check_prompts(preset("antgmm-tiny"), None, "", 40, "", 32)
-    assert conversations == []
+    batches, conversations, tokens = check_prompts(preset("antgmm-tiny"), None, "", 40, "", 0)
+    assert (conversations, tokens) == ([], 32)
     assert [len(batch["input_ids"]) for batch in batches] == [32, 8]
     assert np.concatenate([batch["index"] for batch in batches]).tolist() == list(range(40))
 

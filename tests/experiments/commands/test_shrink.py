@@ -2,15 +2,21 @@
 
 import jax
 import numpy as np
+import pytest
 
 import pruning
+from antgmm_jax.axes import sizes
 from antgmm_jax.config import towers
-from antgmm_jax.io.convert import load_hf
+from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io.convert import load_hf, open_hf
 from antgmm_jax.io.loading import load_processor
 from antgmm_jax.pure import functional
 from data import maad
 from data.readers import read_records
+from data.record import Record
+from data.source import InMemorySource
 from data.writers import write_jsonl
+from experiments.run import disk_cut
 from experiments.run.rows.samples import Samples
 from tests.experiments.tiny import save_llava
 
@@ -31,3 +37,14 @@ def test_shrink_keeps_the_layers_and_units_that_change_most_on_the_rows(antgmm, 
     assert smaller == expected
     jax.tree.map(np.testing.assert_array_equal, cut, params)
     assert "pruned by its activations on 6 rows" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_rows_without_images_are_refused_for_a_cut_of_the_image_side(tmp_path):
+    rows = [Record(images=(), question=f"what is {word}?", text="", answer="$5.") for word in ("red", "blue")]
+    teacher = save_llava(tmp_path / "teacher")
+    with pytest.raises(AntgmmError, match="^vision/mlp: all importance scores are 0"):
+        disk_cut.cut(teacher, {"vision/mlp": 16}, tmp_path / "out", records=InMemorySource(rows))
+    assert not (tmp_path / "out").exists()
+    # The bridge has a width of the language model's, and nothing goes through it.
+    disk_cut.cut(teacher, {"text/embed": 16}, tmp_path / "out", records=InMemorySource(rows))
+    assert sizes(open_hf(tmp_path / "out")[0])["bridge/mlp"] == 16

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +21,13 @@ from data.writers import write_jsonl
 from experiments.auto.advice import advice
 from experiments.report.write import finish
 from experiments.run import stage as stages
-from experiments.run.objectives import facts_step
+from experiments.run.objectives import Answers, Shared, facts_step
 from experiments.run.pipeline import Run
 from experiments.run.rows.datasets import load_records
-from experiments.run.schema.recipe import dump_recipe, load_training
+from experiments.run.schema.recipe import dump_recipe, load_recipe, load_training
 from experiments.run.scores import scoring
 from experiments.run.scores.evaluation import evaluate
+from experiments.run.targets import target_names
 from tests.data.test_facts import CONFIG, FACTS, batch
 from tests.experiments import tiny
 
@@ -206,3 +208,22 @@ def test_a_folder_of_a_version_with_other_keys_is_refused_with_a_remedy(recipe, 
     assert "unknown key phase[0].types" in text and "\n" not in text
     assert text.endswith("finish it with that one, or choose another folder")
     assert [path.name for path in run.iterdir()] == ["recipe.toml"]
+
+
+def test_a_stage_reads_only_the_states_of_the_teacher_that_its_losses_use(tmp_path):
+    losses = {
+        "image": "hard=0.0, soft=0.0, vision=1.0, bridge=1.0",
+        "text": "hidden=1.0",
+        "labels": "hard=1.0, soft=0.0",
+    }
+    stages = (f"{{name='{name}', recover_steps=1, loss={{{loss}}}}}" for name, loss in losses.items())
+    (tmp_path / "recipe.toml").write_text(tiny.HEAD.format(teacher="T"))
+    changes = [f"stage=[{', '.join(stages)}]", "teacher.states=['vision', 'encoder']", "features=recompute"]
+    recipe = load_recipe(tmp_path / "recipe.toml", changes)
+    noting = distill.NO_TEACHER._replace(attach=lambda batch, names: {"read": names})
+    shared = Shared(recipe, noting, dict, Mock(pack=0), Mock(), lambda stage: None)
+    image, text, labels = (Answers(work, shared, Mock()).teacher for work in recipe.work)
+    assert image.attach({})["read"] == ("vision/states", "bridge/out")
+    assert text.attach({})["read"] == ("final", "encoder/states")
+    assert labels.attach({}) == {}
+    assert target_names(recipe) == ("final", "vision/states", "encoder/states", "bridge/out")

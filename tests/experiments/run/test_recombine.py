@@ -199,6 +199,15 @@ def test_a_merged_cut_is_saved_once_and_not_replaced(tmp_path):
         recombine._save_once(directory, lambda: {"x": np.ones(2)}, {"keep": keep})
 
 
+def test_a_merged_run_without_its_sources_says_how_to_go_on(tmp_path, stage):
+    """As after a preemption on another machine, where `--mirror` brings the run alone."""
+    run = tmp_path / "mix"
+    stage("mix/stages/00-recombined")
+    gone = [Source(tmp_path / "a", ("*",))]
+    with pytest.raises(AntgmmError, match=rf"a is not there, .*`antgmm compress {run}/recipe.toml --run {run}`"):
+        recombine.recombine(tmp_path / "recipe.toml", run, gone, 3)
+
+
 @pytest.mark.filterwarnings("default")  # warnings of PyTorch and transformers
 @pytest.mark.long
 def test_two_cuts_recombine_into_an_exported_model(tmp_path, stage):

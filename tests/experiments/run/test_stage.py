@@ -448,3 +448,15 @@ def test_bridge_tokens_are_weighted_by_the_teachers_sensitivity(folder, tmp_path
     expected = distill.bridge_weights(functional(config), on_devices(config, params, "float32"), seen)
     np.testing.assert_allclose(weights["sensitivity"], expected, rtol=1e-5)
     assert np.ptp(expected) > 0.1
+
+
+def test_scores_of_zero_are_refused_before_a_cut(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        stages,
+        "importance",
+        lambda config, *_, **__: ({axis: 0 * gate for axis, gate in pruning.ones(config).items()}, {}),
+    )
+    stage = "{name='a', sizes={'vision/mlp'=16}, recover_steps=1, loss={hard=1.0, soft=0.0}}"
+    recipe = load_recipe(folder / "recipe.toml", ["teacher.states=[]", "features=recompute", f"stage=[{stage}]"])
+    with pytest.raises(AntgmmError, match="^vision/mlp: all importance scores are 0"):
+        Run(recipe, tmp_path / "run").finish_stages()

@@ -155,7 +155,7 @@ def test_the_slots_of_a_grid_are_not_counted_twice():
     config, recipe = preset("qwen3-vl-tiny"), demo()
     usual = {"length": 50, "answer": 6}
     stage = recipe.stages[-1]
-    assert step_flops(config, stage, (), **usual, slots=config.slots) == step_flops(config, stage, (), **usual)
+    assert step_flops(config, stage, **usual, slots=config.slots) == step_flops(config, stage, **usual)
     assert config.slots > 1
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import data.maad as maad
+from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.convert import load_hf
 from antgmm_jax.io.loading import load_processor
 from data.record import Turn
@@ -121,3 +122,22 @@ def test_empty_answers_are_dropped_and_another_key_computes_answers_again(given,
     again = pairs.answered(made, lambda: pytest.fail("answered again"), tmp_path / "x.json", "one")
     assert [r.answer for r in again] == ["a", "b"]
     assert [r.answer for r in pairs.answered(made, lambda: ["c"] * 3, tmp_path / "x.json", "two")] == ["c"] * 3
+
+
+def test_pairs_that_are_too_long_are_left_out_where_samples_are(given):
+    _, _, config, _, processor = given
+    records = InMemorySource([*maad.source("s", "train", 4)])
+    records = InMemorySource(
+        [replace(r, question="red " * 300 * (row % 2) + r.question) for row, r in enumerate(records)]
+    )
+    made = [*pairs.paired(records, 4)]
+    with pytest.raises(AntgmmError, match="^2 of 4 rows are too long"):
+        Samples(pairs.paired(records, 4), processor, config, max_length=250)
+    records.drops_long = True
+    samples = Samples(pairs.paired(records, 4), processor, config, max_length=250)
+    expected = [record for record in made if len(record.question) < 1000]
+    assert len(samples) == len(expected) == samples.rows.dropped == 2
+    for row, record in enumerate(expected):
+        assert (samples.records.words(row).id, samples.records[row].id) == (record.id, record.id)
+        np.testing.assert_array_equal(samples.records[row].images[0], record.images[0])
+    assert samples.records.digest() == pairs.paired(records, 4).digest()
