@@ -11,9 +11,9 @@ _OF_THE_DISK = (
 )
 
 
-_OF_MEMORY = ("resource_exhausted", "out of memory", "failed to map segment", "cannot allocate memory")
-"""Words of XLA's errors, of which the class is that of all its errors, of PyTorch's, and of libraries that cannot be
-loaded."""
+_OF_MEMORY = ("resource_exhausted", "out of memory", "failed to map segment", "cannot allocate memory", "memoryerror")
+"""Words of XLA's errors, of which the class is that of all its errors, of PyTorch's, of libraries that cannot be
+loaded, and of a MemoryError of the first process in the others."""
 _LONGEST = 1000
 """Characters of a line; of a longer one, the middle is left out."""
 

@@ -1,8 +1,9 @@
 """Parameters on the devices: read tensor by tensor, and split over the mesh if there is one."""
 
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import jax
@@ -54,18 +55,31 @@ def on_first(config: LMMConfig, params: Params, dtype: DTypeLike) -> Params:
 
     Returns:
         The parameters; in the other processes, a tree of None.
+
+    Raises:
+        AntgmmError: in the other processes, if the first one failed, for example as its device has too little memory.
     """
-    with sharding.without_mesh():
-        return jax.tree.map(partial(_on_first, dtype=dtype), params, functional(config).axes)
+    leaves, treedef = jax.tree.flatten(params)
+    axes = treedef.flatten_up_to(functional(config).axes)
+    gathered = [_gathered(leaf, names) for leaf, names in zip(leaves, axes, strict=True)]
+
+    def place(parts: Iterator[np.ndarray]) -> list[jax.Array]:
+        sources = [
+            leaf if stored is None else replace(stored, read=lambda row: next(parts))
+            for leaf, stored in zip(leaves, gathered, strict=True)
+        ]
+        return [placed(leaf, names, dtype=dtype) for leaf, names in zip(sources, axes, strict=True)]
+
+    parts = chain.from_iterable(stored.parts() for stored in gathered if stored is not None)
+    return treedef.unflatten(processes.run_on_first_with(parts, place) or [None] * len(leaves))
 
 
-def _on_first(leaf: Any, names: Sequence[str], *, dtype: DTypeLike) -> jax.Array | None:
-    if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1:
-        split, stacked = leaf, names[0].endswith("layers")
-        leaf = Stored(leaf.shape, leaf.dtype, lambda row: processes.gather(split if row < 0 else split[row]), stacked)
-        if not processes.is_first():
-            deque(leaf.parts(), maxlen=0)
-    return placed(leaf, names, dtype=dtype) if processes.is_first() else None
+def _gathered(leaf: Any, names: Sequence[str]) -> Stored | None:
+    """A split array, of which all processes gather the parts together; None for other leaves."""
+    if not isinstance(leaf, jax.Array) or len(leaf.sharding.device_set) == 1:
+        return None
+    stacked = names[0].endswith("layers")
+    return Stored(leaf.shape, leaf.dtype, lambda row: processes.gather(leaf if row < 0 else leaf[row]), stacked)
 
 
 def placed(leaf: Any, names: Sequence[str], *, dtype: DTypeLike | None = None) -> jax.Array:

@@ -99,7 +99,7 @@ def assembled(
         folder: folder of the run.
         recipe: recipe of the run.
         scored: teacher and exported student.
-        times: from `latencies`; empty if latency is not measured.
+        times: from `latencies`; empty if latency was not measured.
         test: test records.
 
     Returns:

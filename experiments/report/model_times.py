@@ -1,20 +1,25 @@
 """Latency of the models of a run, measured one model at a time."""
 
+import gc
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from antgmm_jax.errors import AntgmmError, memory_error
 from antgmm_jax.io.placed import on_first
+from antgmm_jax.parallel.memory import device_memory
 from antgmm_jax.parallel.processes import from_first_process, run_on_first
 from experiments.report.latency import Served, in_jax, in_pytorch
 from experiments.run.batch_size import compute_dtype
 from experiments.run.export.in_torch import torch_device
 from experiments.run.folder import RunFolder
 from experiments.run.host.allocator import return_freed_memory
+from experiments.run.host.console import say
 from experiments.run.rows.samples import Samples
 from experiments.run.schema import Recipe
 from experiments.run.student import Student, load_student
@@ -33,7 +38,7 @@ def latencies(
 ) -> dict[str, dict[Any, Any]]:
     """Measures the latency of requests at batch 1, one model at a time; all processes of a run call it together.
 
-    Stages are measured in JAX only, and PyTorch only if it has the kind of device that JAX uses.
+    Stages are measured in JAX only, and PyTorch only if it runs both other models on the kind of device that JAX uses.
 
     Args:
         folder: folder of the run.
@@ -44,27 +49,64 @@ def latencies(
 
     Returns:
         engine -> "teacher", folder of a stage or "student" -> milliseconds by phase and energy of a request. Empty in
-        processes other than the first.
+        processes other than the first, and where a model does not fit on one device.
     """
-    prompt, tokens, times = request_of(test, usual_row(test)), answer_length(test), {}
     dtype = timed_dtype(recipe)
-    in_torch = from_first_process(lambda: has_pytorch_device(total_parameters(teacher.config)))
+    needed, free = jnp.dtype(dtype).itemsize * total_parameters(teacher.config), device_memory()
+    if needed > free:
+        sizes = f"{needed / 1e9:.3g} GB on one device, which has {free / 1e9:.3g}"
+        say(f"latency is not measured: the teacher needs {sizes}")
+        return {}
+    try:
+        return _measured(folder, recipe, teacher, student, test)
+    except (AntgmmError, MemoryError, RuntimeError) as error:  # of the first process; the others get it as AntgmmError
+        if (line := memory_error(error)) is None:
+            raise
+        say(f"latency is not measured: {str(line).partition(':')[0]} on one device")
+        return {}
+
+
+def _measured(
+    folder: RunFolder, recipe: Recipe, teacher: Student, student: Student, test: Samples
+) -> dict[str, dict[Any, Any]]:
+    """Measures as `latencies`; raises the error of a device that has too little memory."""
+    prompt, tokens, dtype = request_of(test, usual_row(test)), answer_length(test), timed_dtype(recipe)
+    times: dict[str, dict[Any, Any]] = {"jax": {}, "torch": {}}
     models: dict[Any, tuple[Student, Any]] = {
         "teacher": (teacher, recipe.teacher.path),
         **{place: (load_student(place), None) for place in stages_of(folder, recipe)},
         "student": (student, folder.export),
     }
+    in_torch = True
     for name, (model, directory) in models.items():
         served = Served(model.config, on_first(model.config, model.weights(), dtype), directory, prompt)
-        measured = {"jax": run_on_first(partial(in_jax, {name: served}, tokens, LATENCY_REPEATS, dtype))}
+        times["jax"] |= run_on_first(partial(in_jax, {name: served}, tokens, LATENCY_REPEATS, dtype)) or {}
         served = served._replace(params={})  # PyTorch reads the files
         if directory is not None and in_torch:
-            measured["torch"] = run_on_first(partial(in_pytorch, {name: served}, tokens, LATENCY_REPEATS, dtype))
-        for engine, result in measured.items():
-            if result:
-                times.setdefault(engine, {}).update(result)
+            result = run_on_first(partial(_in_pytorch, name, served, tokens, dtype))
+            in_torch = from_first_process(lambda result=result: bool(result))
+            times["torch"] |= result or {}
         return_freed_memory()
-    return times
+    # Without one of the two models there is nothing to compare.
+    return {engine: of for engine, of in times.items() if of and (engine == "jax" or in_torch)}
+
+
+def _in_pytorch(name: str, served: Served, tokens: int, dtype: str) -> dict[str, Any]:
+    """Measures a model in PyTorch; {} if that has not the kind of device that JAX uses, or too little memory."""
+    import torch
+
+    try:
+        if not has_pytorch_device(total_parameters(served.config)):
+            return {}
+        return in_pytorch({name: served}, tokens, LATENCY_REPEATS, dtype)
+    except (MemoryError, RuntimeError) as error:
+        if memory_error(error) is None:
+            raise
+        say(f"latency in PyTorch is not measured: the {name} has too little memory")
+        return {}
+    finally:
+        gc.collect()  # hooks of a model that was timed refer to it
+        torch.cuda.empty_cache()  # else the next model may find too little free memory, and run on the CPU
 
 
 def timed_dtype(recipe: Recipe) -> str:
@@ -118,4 +160,4 @@ def has_pytorch_device(parameters: int) -> bool:
     Args:
         parameters: number of parameters of the model.
     """
-    return jax.default_backend() == "cpu" or torch_device(4 * parameters) == "cuda"
+    return (torch_device(4 * parameters) == "cuda") == (jax.default_backend() != "cpu")

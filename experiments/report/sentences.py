@@ -42,8 +42,8 @@ def up_to_ties(export: Mapping[str, Any]) -> str:
 
 
 def engines(report: Report) -> dict[str, str]:
-    """Returns key and name of the engines that were measured: none if the recipe leaves latency out, and PyTorch only
-    with a device like JAX's.
+    """Returns key and name of the engines that were measured: none if the recipe leaves latency out or the teacher does
+    not fit on one device, and PyTorch only with a device like JAX's.
     """
     return {engine: name for engine, name in ENGINES.items() if engine in report["latency"]}
 

@@ -27,4 +27,6 @@ def test_memory_that_does_not_suffice_is_one_line_with_its_size():
     xla = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 25600000000 bytes.\n[tf-allocator]")
     assert str(memory_error(xla)).startswith("not enough memory for 25600000000 bytes: choose")
     assert str(memory_error(MemoryError())).startswith("not enough memory: choose")
+    # What the other processes get.
+    assert memory_error(AntgmmError("the first process failed: MemoryError: Unable to allocate 2. GiB")) is not None
     assert memory_error(RuntimeError("another")) is None

@@ -92,6 +92,26 @@ def test_the_other_processes_are_not_left_waiting_after_an_error(monkeypatch):
     assert computed == [0, 1, 2]
 
 
+def test_the_other_processes_are_not_left_waiting_if_the_first_device_is_full(written, monkeypatch):
+    gathered, gather = [], processes.gather
+    monkeypatch.setattr(processes, "gather", lambda leaf: gathered.append(leaf.shape) or gather(leaf))
+    config, stored = open_hf(written)
+
+    def full(*_):
+        raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    with jax.set_mesh(make_mesh(**MESH)):
+        split = on_devices(config, stored)
+        on_first(config, split, "float32")
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        monkeypatch.setattr(processes, "broadcast_from_first", lambda tree: tree)
+        monkeypatch.setattr(placed, "_split", full)
+        every, gathered[:] = [*gathered], []
+        with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+            on_first(config, split, "float32")
+    assert gathered == every
+
+
 def test_the_result_may_be_donated(written):
     config, stored = open_hf(written)
     params = on_devices(config, stored, "float32")

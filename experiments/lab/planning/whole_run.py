@@ -97,7 +97,8 @@ def planned(made: Opened, load: Load, chip: str, say: Callable[[str], None]) -> 
 def _remedy(phase: Phase, load: Load, chip: str) -> str:
     memory = CHIPS[chip].memory
     if phase.name in ("check of the export", "report"):
-        return "it runs on one device, so no mesh helps: choose a chip with more memory for it"
+        without = ", or leave its times out with report.latency = false" if phase.name == "report" else ""
+        return f"it runs on one device, so no mesh helps: choose a chip with more memory for it{without}"
     if phase.spec is None:
         mesh = dict(load.mesh)
         while phase.total * load.devices > memory * mesh["data"] * mesh["fsdp"] * mesh["tensor"]:

@@ -94,15 +94,22 @@ def dump_recipe(recipe: Recipe | Training) -> str:
 
 
 def fingerprint(recipe: Recipe | Training) -> str:
-    """Returns a digest of a recipe (16 hexadecimal digits), independent of comments and explicit defaults."""
+    """Returns a digest of a recipe (16 hexadecimal digits), independent of comments and explicit defaults.
+
+    What its report measures does not count, as in `difference`.
+    """
     # Without defaults, so that a new key changes no digest.
-    text = json.dumps(recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True), sort_keys=True)
+    given = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"report"})
+    text = json.dumps(given, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def difference(first: Recipe | Training, second: Recipe | Training) -> str:
-    """Returns the first key with different values in two recipes, with both values; "" for equal recipes."""
-    one, other = (_flat(_plain(recipe)) for recipe in (first, second))
+    """Returns the first key with different values in two recipes, with both values; "" for equal recipes.
+
+    What their reports measure may differ, as it changes no model.
+    """
+    one, other = (_flat({**_plain(recipe), "report": {}}) for recipe in (first, second))
     for key in [*one, *other]:
         if one.get(key) != other.get(key):
             return f"{key}: {one.get(key, 'absent')} / {other.get(key, 'absent')}"

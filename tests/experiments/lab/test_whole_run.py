@@ -223,6 +223,7 @@ SPEC = StepSpec(CONFIG, CONFIG, 8, 24, 8)
     ("phase", "remedy"),
     [
         (Phase("report", {"teacher": 9}), "it runs on one device, so no mesh helps: choose a chip with more memory"),
+        (Phase("report", {"teacher": 9}), "for it, or leave its times out with report.latency = false; "),
         (Phase("teacher cache", {"teacher": 17}), "about --mesh fsdp=8 is sufficient"),
         (Phase("step", {"parameters": 9}, spec=SPEC), 'optimizer.remat = "full" is sufficient'),
         (

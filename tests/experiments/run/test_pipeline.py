@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
@@ -101,7 +102,9 @@ def whole(recipe, tmp_path_factory):
     """The folder of the whole run, which no test changes, and its report."""
 
     def run(folder):
-        report = finish(Run(load_recipe(recipe), folder / "run"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda: False)  # PyTorch is timed on devices like JAX's
+            report = finish(Run(load_recipe(recipe), folder / "run"))
         (folder / "report.json").write_text(json.dumps(report))
 
     folder = made_once(tmp_path_factory, "whole-run", run)

@@ -137,6 +137,14 @@ def test_equal_recipes_have_equal_fingerprints(write):
     assert difference(recipe, other) == "stage.1.loss.hard: 0.25 / 0.5"
 
 
+def test_what_a_report_measures_makes_no_other_recipe(write):
+    recipe, other = load_recipe(write(RECIPE)), load_recipe(write(RECIPE), ["report.latency=false"])
+    assert fingerprint(other) == fingerprint(recipe)
+    assert difference(recipe, other) == ""
+    training = load_training(write(TRAINING))
+    assert difference(training, training) == ""
+
+
 def test_a_recipe_cannot_be_changed(write):
     recipe = load_recipe(write(RECIPE))
     with pytest.raises(ValidationError, match="frozen"):
