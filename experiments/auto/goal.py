@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.files import check_regular
-from experiments.report.choices import MARK
+from experiments.run.files import MARK
 
 LONGEST_LINE = 1 << 16
 """Bytes of the first line of a written plan, which holds its goal, that are read."""

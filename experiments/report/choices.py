@@ -3,10 +3,9 @@
 from os.path import abspath
 from pathlib import Path
 
+from experiments.run.files import MARK
 from experiments.run.schema import Recipe
 
-MARK = "# plan of "
-"""Begins the file of a plan, see `experiments.auto.goal`; the goal follows in the same line."""
 SEARCH = "search.json"
 """File of a search beside the runs of its students."""
 

@@ -7,6 +7,9 @@ from typing import Any
 from antgmm_jax.io.books import as_json
 from antgmm_jax.io.folders import new_file
 
+MARK = "# plan of "
+"""Begins the file of a plan, see `experiments.auto.goal`; the goal follows in the same line."""
+
 
 def nearest(folder: Path) -> Path:
     """Returns the folder, or the nearest one above it that exists."""
