@@ -48,7 +48,7 @@ demo-real: smollm2
 	test -d $(REAL)/test || $(BIN)/antgmm data maad --tier m --format jsonl --split test --samples 600 --out $(REAL)/test
 	$(BIN)/antgmm compress --model $(REAL)/teacher $(ROWS_REAL) --smaller 4x --minutes 45 --run $(REAL)/4x
 	test -d $(REAL)/words || $(BIN)/antgmm vocabulary $(REAL)/teacher --data jsonl:$(REAL)/dialogues/train.jsonl --out $(REAL)/words
-	$(BIN)/antgmm compress --model $(REAL)/words $(ROWS_REAL) --params 7955971 --minutes 25 --run $(REAL)/18x
+	$(BIN)/antgmm compress --model $(REAL)/words $(ROWS_REAL) --params 7955971 --minutes 60 --run $(REAL)/18x
 
 teacher: $(STAMP)
 	$(BIN)/antgmm train experiments/recipes/teacher-m.toml --run runs/teacher-m
