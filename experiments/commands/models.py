@@ -16,9 +16,9 @@ from experiments.commands.output import (
     MODELS,
     CheckData,
     CheckSamples,
+    CheckTokens,
     Json,
     Length,
-    MaxNewTokens,
     Maybe,
     Preset,
     Prompt,
@@ -224,7 +224,7 @@ def export(
     data: CheckData = "",
     samples: CheckSamples = 32,
     prompt: Prompt = "",
-    max_new_tokens: MaxNewTokens = 32,
+    max_new_tokens: CheckTokens = 0,
     push: Push = "",
     quantize: Quantize = None,
     as_json: Json = False,
@@ -250,8 +250,8 @@ def export(
 
         check_scheme(student.config, quantize)
     prompt_template = template(prompt or _prompt_of_run(stage), like)
-    batches, chats = check_prompts(student.config, like, data, samples, prompt_template, max_new_tokens)
-    questions = Questions(batches, max_new_tokens, *ends_of(like, student.config), chats)
+    batches, chats, tokens = check_prompts(student.config, like, data, samples, prompt_template, max_new_tokens)
+    questions = Questions(batches, tokens, *ends_of(like, student.config), chats)
     result = publish(
         student.config,
         student.weights(),
@@ -271,7 +271,7 @@ def export(
         answered = Samples(
             records(data, samples, fewer=True), load_processor(out), student.config, prompt=prompt_template
         )
-        publish_quantized(out, quantize, answered, max_new_tokens)
+        publish_quantized(out, quantize, answered, tokens)
         advise_upload(out, quantize, push)
     # Last: a failed upload has a command of its own, but the export cannot be repeated where it is.
     upload(out, push)

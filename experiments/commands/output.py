@@ -40,6 +40,14 @@ Length = Annotated[
     ),
 ]
 MaxNewTokens = Annotated[int, typer.Option(min=1, max=LONGEST_ANSWER, help="Maximum length of an answer.")]
+CheckTokens = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=LONGEST_ANSWER,
+        help="Maximum length of an answer; 0 for the longest one of --data, at least 32.",
+    ),
+]
 CheckSamples = Annotated[int, typer.Option(min=1, help="Number of prompts; fewer if --data has fewer.")]
 Push = Annotated[
     str,

@@ -9,7 +9,7 @@ import typer
 
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
-from experiments.commands.output import MODELS, CheckData, CheckSamples, Json, MaxNewTokens, Prompt, emit
+from experiments.commands.output import MODELS, CheckData, CheckSamples, CheckTokens, Json, Prompt, emit
 from experiments.commands.sources import check_prompts, template
 from experiments.run.host.console import say, table
 
@@ -79,7 +79,7 @@ def package(
     data: CheckData = "",
     samples: CheckSamples = 32,
     prompt: Prompt = "",
-    max_new_tokens: MaxNewTokens = 16,
+    max_new_tokens: CheckTokens = 0,
     as_json: Json = False,
 ) -> None:
     """Compile a checkpoint into one file that PyTorch or JAX runs alone, and check its answers."""
@@ -96,9 +96,9 @@ def package(
     from experiments.run.export.ends import as_tuple
 
     config, params = load_hf(model)
-    batches, _ = check_prompts(config, model, data, samples, template(prompt, model), max_new_tokens)
+    batches, _, tokens = check_prompts(config, model, data, samples, template(prompt, model), max_new_tokens)
     eos, pad = ends_of(model, config)
-    limits = Limits(max_new_tokens, as_tuple(eos), pad)
+    limits = Limits(tokens, as_tuple(eos), pad)
     shapes = [Shape(*each) for each in product(batch or [1], width or [longest(batches)])]
     form = kind.form()(model, config, params, limits)
     result = build(out, batches, shapes, form)

@@ -11,7 +11,7 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
 from data.limits import LONGEST_ANSWER
 from experiments.commands.output import Json, Maybe, Mesh, Prompt, emit
-from experiments.commands.sources import FORMS, answer_length, check_rows, dtypes, records, template
+from experiments.commands.sources import ANSWER_LENGTH, FORMS, answer_length, check_rows, dtypes, records, template
 from experiments.run.host.console import bar, say, table
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ def evaluate(
         typer.Option(
             min=0,
             max=LONGEST_ANSWER,
-            help="Maximum length of an answer; 0 for the longest one of the data, at least 32. With --url alone 32.",
+            help="Maximum length of an answer; 0 for the longest one of the data, at least 32. With --url alone its"
+            " bytes are counted as tokens.",
         ),
     ] = 0,
     batch: Annotated[
@@ -93,7 +94,9 @@ def evaluate(
     with _devices(mesh, model):
         source = records(data, samples)
         checkpoint = None if model is None else _opened(model, source, text)
-        length = max_new_tokens or answer_length(checkpoint and checkpoint.questions)
+        if server is not None:
+            check_rows(source)  # it gets questions only if all rows are valid
+        length = max_new_tokens or (answer_length(checkpoint.questions) if checkpoint else _enough_tokens(source))
         if server is not None:
             # What a template writes before answers was trained on, and a server may leave it there.
             before = "" if checkpoint is None else checkpoint.questions.encoder.opening
@@ -138,6 +141,13 @@ def _opened(model: Path, source: "Source", prompt: str) -> _Checkpoint:
     return _Checkpoint(config, params, Samples(source, processor, config, prompt=prompt), processor)
 
 
+def _enough_tokens(source: "Source") -> int:
+    """A maximum length of answers that lets every right one be given, whatever the tokenizer of the server."""
+    # A token has at least one byte; one more for a space that some tokenizers put first, one for the end.
+    longest = max(len(row.answer.encode("utf-8", "surrogatepass")) for row in source.expected()) + 2
+    return min(max(ANSWER_LENGTH, longest), LONGEST_ANSWER)
+
+
 def _in_jax(checkpoint: _Checkpoint, max_new_tokens: int, batch: int) -> _Result:
     """Scores and answers of a checkpoint."""
     from experiments.run.batch_size import compute_dtype
@@ -149,11 +159,10 @@ def _in_jax(checkpoint: _Checkpoint, max_new_tokens: int, batch: int) -> _Result
 
 
 def _served(server: "Server", source: "Source", prompt: str, max_new_tokens: int, clients: int, before: str) -> _Result:
-    """Scores and answers of a server without `before`; it gets questions only if all rows are valid."""
+    """Scores and answers of a server without `before`, to valid rows."""
     from experiments.run.scores.evaluation import metrics
     from experiments.run.scores.server import answers
 
-    check_rows(source)
     with bar("answers of the server", len(source)) as update:
         given = answers(server, source, prompt, max_new_tokens=max_new_tokens, clients=clients, progress=update)
     given = [text.removeprefix(before).strip() for text in given]

@@ -200,7 +200,7 @@ def sizes_given(texts: Sequence[str]) -> dict[str, int | float]:
 
 def check_prompts(
     config: "LMMConfig", like: Path, data: str, samples: int, prompt: str, max_new_tokens: int
-) -> tuple[list[Mapping[str, Any]], list["Conversation"]]:
+) -> tuple[list[Mapping[str, Any]], list["Conversation"], int]:
     """Returns prompts for the check of an export or a package.
 
     Args:
@@ -209,10 +209,11 @@ def check_prompts(
         data: one of the forms of FORMS; "" for random prompts.
         samples: number of prompts; fewer if there are fewer records.
         prompt: prompt template.
-        max_new_tokens: maximum length of answers.
+        max_new_tokens: maximum length of answers; 0 for that of `answer_length`.
 
     Returns:
-        Training batches with the prompts alone under `prompt/`, and conversations unless the prompts are random.
+        Training batches with the prompts alone under `prompt/`, conversations unless the prompts are random, and the
+        maximum length of answers.
     """
     from antgmm_jax.io.loading import load_processor
     from experiments.run.batch_size import answering
@@ -222,8 +223,11 @@ def check_prompts(
 
     if data:
         questions = Samples(records(data, samples, fewer=True), load_processor(like), config, prompt=prompt)
-        fits = answering(config, min(32, len(questions)), max_new_tokens)
-        return [*questions.questions(fits)], conversations(questions, CHECKED)
+        tokens = max_new_tokens or answer_length(questions)
+        fits = answering(config, min(32, len(questions)), tokens)
+        return [*questions.questions(fits)], conversations(questions, CHECKED), tokens
     starts = range(0, samples, 32)
     batches = [random_batch(config, min(32, samples - start), seed=start // 32) for start in starts]
-    return [{**batch, "index": batch["index"] + start} for batch, start in zip(batches, starts, strict=True)], []
+    numbered = zip(batches, starts, strict=True)
+    tokens = max_new_tokens or answer_length(None)
+    return [{**batch, "index": batch["index"] + start} for batch, start in numbered], [], tokens

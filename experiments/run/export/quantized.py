@@ -24,7 +24,7 @@ from experiments.run.host.console import bar, say
 from experiments.run.rows.datasets import encoded, load_records
 from experiments.run.rows.samples import Samples
 from experiments.run.schema import Recipe
-from experiments.run.scores.evaluation import metrics
+from experiments.run.scores.evaluation import metrics, too_long
 
 QUESTIONS = 320
 """Test records that a run's quantized export answers."""
@@ -34,8 +34,9 @@ _CARD = """
 
 The matrices in the layers of the language model are stored as {scheme} by compressed-tensors, rounded to nearest;
 `transformers` (with `compressed-tensors` installed) and vLLM load them. Answered in PyTorch, {count} questions have an
-exact match of {after:.3f}, before {before:.3f} ({lost:+.1f} points); {equal} answers are equal. The figures above are
-those before quantization.
+exact match of {after:.3f}, before {before:.3f} ({change:+.1f} points); {equal} answers are equal. Their ROUGE-L is
+{rouge_after:.3f}, before {rouge_before:.3f} ({rouge_change:+.1f} points). The figures above are those before
+quantization.
 """
 
 
@@ -46,6 +47,8 @@ class Loss(NamedTuple):
         scheme: the numbers.
         before: exact match of the export in PyTorch, the mean over question types.
         after: that of the quantized one.
+        rouge_before: ROUGE-L of the export, which says more about free text.
+        rouge_after: that of the quantized one.
         equal: number of equal answers.
         count: number of questions.
         bytes_before: bytes of the weights.
@@ -55,6 +58,8 @@ class Loss(NamedTuple):
     scheme: str
     before: float
     after: float
+    rouge_before: float
+    rouge_after: float
     equal: int
     count: int
     bytes_before: int
@@ -64,6 +69,11 @@ class Loss(NamedTuple):
     def points(self) -> float:
         """Points of exact match that are lost; negative if it answers better."""
         return 100 * (self.before - self.after)
+
+    @property
+    def rouge_points(self) -> float:
+        """Points of ROUGE-L that are lost."""
+        return 100 * (self.rouge_before - self.rouge_after)
 
 
 def quantize_export(recipe: Recipe, export: Path, scheme: Scheme) -> None:
@@ -101,6 +111,8 @@ def advise_upload(export: Path, scheme: Scheme, name: str) -> None:
 def publish_quantized(export: Path, scheme: Scheme, samples: Samples, max_new_tokens: int) -> Loss:
     """Writes a quantized copy beside an export, atomically, and scores both in PyTorch, also on the model's card.
 
+    A line says how many right answers are too long to be given.
+
     Args:
         export: Hugging Face directory; the copy is in `scheme.beside(export)`, an existing one is replaced.
         scheme: the numbers.
@@ -116,6 +128,8 @@ def publish_quantized(export: Path, scheme: Scheme, samples: Samples, max_new_to
     require("quantize", "torch")
     from experiments.run.export.quantizing import quantize
 
+    if line := too_long(samples.rows.index.answer, max_new_tokens):
+        say(line)
     out = scheme.beside(export)
     with fresh_alone(out) as hidden:
         without_kernel = quantize(export, hidden, scheme.value)
@@ -124,12 +138,14 @@ def publish_quantized(export: Path, scheme: Scheme, samples: Samples, max_new_to
             (old, before), (new, after) = (_scored(one, samples, fits, max_new_tokens) for one in (export, hidden))
         equal = sum(map(str.__eq__, before, after))
         sizes = (sum(file.stat().st_size for file in one.glob("*.safetensors")) for one in (export, hidden))
-        loss = Loss(scheme.value, old["exact_match"], new["exact_match"], equal, len(before), *sizes)
+        exact, rouge = ((old[name], new[name]) for name in ("exact_match", "rouge_l"))
+        loss = Loss(scheme.value, *exact, *rouge, equal, len(before), *sizes)
         if (card := hidden / CARD).exists():
             card.write_text(_card(card.read_text("utf-8"), loss), "utf-8")
     say(
         f"{out}: {loss.bytes_after / 1e6:.1f} MB (before {loss.bytes_before / 1e6:.1f}), exact match {loss.after:.3f}"
-        f" ({loss.before:.3f}, {loss.points:.1f} points lost) on {loss.count} questions, {equal} answers equal"
+        f" ({loss.before:.3f}, {loss.points:.1f} points lost), ROUGE-L {loss.rouge_after:.3f} ({loss.rouge_before:.3f},"
+        f" {loss.rouge_points:.1f} points lost) on {loss.count} questions, {equal} answers equal"
     )
     if without_kernel:
         widths = ", ".join(map(str, without_kernel))
@@ -145,7 +161,7 @@ def _card(text: str, loss: Loss) -> str:
         " folder itself."
     )
     text = text.replace(UNSCORED, "The scores of this copy are at the end.").replace(SERVED, served)
-    return text + _CARD.format(**loss._asdict(), lost=-loss.points)
+    return text + _CARD.format(**loss._asdict(), change=-loss.points, rouge_change=-loss.rouge_points)
 
 
 def _scored(

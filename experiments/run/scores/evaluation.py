@@ -87,7 +87,7 @@ def too_long(lengths: Int[np.ndarray, " N"], max_new_tokens: int) -> str:
     longest = int(lengths.max())
     return (
         f"{number} of {len(lengths)} right answers are longer than max_new_tokens = {max_new_tokens} and count as"
-        f" wrong: set max_new_tokens = {longest} (--max-new-tokens {longest} of antgmm eval)"
+        f" wrong: set max_new_tokens = {longest} (--max-new-tokens {longest} of antgmm eval and export)"
     )
 
 

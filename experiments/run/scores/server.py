@@ -11,6 +11,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from http.client import HTTPException
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
@@ -30,8 +31,11 @@ _REMEDIES = {
     400: "if it is too long, start the server with a longer context (--max-model-len), or give a smaller"
     " --max-new-tokens; else see the log of the server",
     413: "raise its limit of the size of a request, or make the pictures smaller",
+    429: "use fewer --clients, or give the command again later",
 }
 """Status of a refused question -> what to do."""
+PAUSES = (1.0, 4.0, 16.0)
+"""Seconds before a request that failed for a reason that may pass is sent again."""
 _LIMIT = 1 << 20
 """Bytes of the longest reply that is read."""
 
@@ -93,11 +97,12 @@ class Reply(NamedTuple):
 
     Attributes:
         text: the answer, without white space around it.
-        early: tokens of an answer that the server ended at a limit of its own; 0 for any other.
+        cut: tokens after which it was cut, at the limit that was asked for or an earlier one of the server; 0 if it
+            ended by itself.
     """
 
     text: str
-    early: int
+    cut: int
 
 
 def answer(server: Server, messages: Sequence[Mapping[str, Any]], max_new_tokens: int) -> Reply:
@@ -127,11 +132,11 @@ def answer(server: Server, messages: Sequence[Mapping[str, Any]], max_new_tokens
         text = "" if text is None else text  # a server that takes thoughts apart, of an answer that is no more than one
     if not isinstance(text, str):
         raise _rubbish(server, "chat/completions", reply)
+    if choice.get("finish_reason") != "length":
+        return Reply(text.strip(), 0)
     usage = reply.get("usage")
     taken = usage.get("completion_tokens") if isinstance(usage, Mapping) else None
-    if choice.get("finish_reason") == "length" and isinstance(taken, int) and 0 < taken < max_new_tokens:
-        return Reply(text.strip(), taken)
-    return Reply(text.strip(), 0)
+    return Reply(text.strip(), taken if isinstance(taken, int) and 0 < taken < max_new_tokens else max_new_tokens)
 
 
 def answers(
@@ -143,9 +148,10 @@ def answers(
     clients: int,
     progress: Callable[[int, str], None] = lambda done, note="": None,
 ) -> list[str]:
-    """Returns the answers of a server to all records, with several requests at a time and none repeated.
+    """Returns the answers of a server to all records, with several requests at a time.
 
-    A message says how many answers the server ended at a limit of its own.
+    A request is repeated after `PAUSES` where the server is busy, fails, hangs up or is late. Messages say how many
+    answers were cut, at `max_new_tokens` or at a limit of the server.
 
     Args:
         server: the server.
@@ -156,13 +162,20 @@ def answers(
         progress: called with the number of answered questions.
 
     Raises:
-        AntgmmError: as in `answer`, with the name of the record; further requests are not sent.
+        AntgmmError: as in `answer`, with the name of the record, also after the last repetition; further requests are
+            not sent.
     """
     failed = Event()
 
     def ask(record: Record, row: int) -> Reply:
         try:
-            return answer(server, request_messages(record, template), max_new_tokens)
+            messages = request_messages(record, template)
+            for pause in PAUSES:
+                with suppress(_Passing):
+                    return answer(server, messages, max_new_tokens)
+                if failed.wait(pause):
+                    return Reply("", 0)
+            return answer(server, messages, max_new_tokens)
         except AntgmmError as error:
             raise AntgmmError(f"record {short(record.id) or row + 1}: {error}") from error
 
@@ -185,10 +198,15 @@ def answers(
             failed.set()
             raise
         replies = [future.result() for future in futures]
-    if early := [reply.early for reply in replies if reply.early]:
+    if early := [reply.cut for reply in replies if 0 < reply.cut < max_new_tokens]:
         say(
             f"{len(early)} of {len(replies)} answers were ended by the server after {max(early)} tokens, before"
             f" --max-new-tokens {max_new_tokens}: start it with a higher limit"
+        )
+    if number := sum(reply.cut == max_new_tokens for reply in replies):
+        say(
+            f"{number} of {len(replies)} answers were cut at --max-new-tokens {max_new_tokens}: give more if right ones"
+            " are longer"
         )
     return [reply.text for reply in replies]
 
@@ -218,6 +236,10 @@ def _data_url(image: np.ndarray) -> str:
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
+class _Passing(AntgmmError):
+    """A request failed for a reason that may pass."""
+
+
 def _reply(server: Server, path: str, body: Mapping[str, Any] | None = None) -> Any:
     """The JSON of a reply to a GET request, or to a POST request with a body."""
     url, headers = f"{server.url}/{path}", {"Content-Type": "application/json"}
@@ -229,9 +251,10 @@ def _reply(server: Server, path: str, body: Mapping[str, Any] | None = None) -> 
         request = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), headers)
         content = _read(request, server.timeout)
     except _Refused as error:
-        raise AntgmmError(f"{url} refuses the request with status {error}: {_remedy(path, error.status)}") from error
+        kind = _Passing if error.status == 429 or error.status >= 500 else AntgmmError
+        raise kind(f"{url} refuses the request with status {error}: {_remedy(path, error.status)}") from error
     except TimeoutError as error:
-        raise AntgmmError(
+        raise _Passing(
             f"{url} has not answered in {server.timeout:g} s: use fewer --clients, or give it more time with --timeout"
         ) from error
     except (OSError, HTTPException, ValueError) as error:
@@ -239,8 +262,8 @@ def _reply(server: Server, path: str, body: Mapping[str, Any] | None = None) -> 
         reason = _shown(str(cause) or type(error).__name__)
         if body is not None and isinstance(cause, ConnectionResetError | BrokenPipeError):
             # Some servers hang up while they are sent more than they take, so that their status is never read.
-            raise AntgmmError(f"{url} hung up ({reason}): see its log, or {_REMEDIES[413]}") from error
-        raise AntgmmError(f"{url} cannot be reached ({reason}): start the server, or correct --url") from error
+            raise _Passing(f"{url} hung up ({reason}): see its log, or {_REMEDIES[413]}") from error
+        raise _Passing(f"{url} cannot be reached ({reason}): start the server, or correct --url") from error
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:

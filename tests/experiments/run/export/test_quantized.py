@@ -12,7 +12,7 @@ from antgmm_jax.io.convert import open_hf
 from antgmm_jax.io.loading import load_processor
 from data import maad
 from data.record import PROMPT
-from experiments.run.export import in_torch, quantizing
+from experiments.run.export import in_torch, quantized, quantizing
 from experiments.run.export.card import Origin, write_card
 from experiments.run.export.in_torch import split, torch_answers, torch_model
 from experiments.run.export.quantized import Loss, _card, _loaded, publish_quantized
@@ -95,19 +95,40 @@ def test_a_quantized_export_is_scored_beside_it(tmp_path):
     assert len({path.stat().st_mode for path in out.iterdir()}) == 1  # others may read the weights too
 
 
+def test_what_free_text_loses_is_shown(tmp_path, monkeypatch, capsys):
+    """No caption is right word by word, before or after, and one that is cut cannot be."""
+    export = save_llava(tmp_path / "export")
+    write_card(export, open_hf(export)[0], Origin("trained", ""), PROMPT, title="Card")
+    samples = Samples(maad.source("s", "test", 4), load_processor(export), open_hf(export)[0])
+    rouge = {True: 0.8, False: 0.1}
+    monkeypatch.setattr(
+        quantized,
+        "_scored",
+        lambda directory, *_: ({"exact_match": 0.0, "rouge_l": rouge[directory == export]}, ["text"] * 4),
+    )
+    loss = publish_quantized(export, Scheme.W8A8, samples, 1)
+    assert (loss.points, loss.rouge_points) == (0.0, pytest.approx(70))
+    shown = capsys.readouterr().err
+    assert "exact match 0.000 (0.000, 0.0 points lost), ROUGE-L 0.100 (0.800, 70.0 points lost) on 4 questions" in shown
+    assert "right answers are longer than max_new_tokens = 1 and count as wrong" in shown
+    card = (Scheme.W8A8.beside(export) / "README.md").read_text()
+    assert "ROUGE-L is\n0.100, before 0.800 (-70.0 points)" in card
+
+
 @pytest.mark.parametrize("scheme", [*Scheme])
 def test_the_card_of_a_copy_advises_what_works_for_it(scheme, tmp_path):
     """`antgmm eval` refuses quantized folders, and vLLM's kernels for four bits have no float32."""
     export = save_llava(tmp_path / "export")
     write_card(export, open_hf(export)[0], Origin("trained", ""), PROMPT, title="Card")
     before = (export / "README.md").read_text()
-    text = _card(before, Loss(scheme.value, 0.5, 0.4, 3, 4, 9, 5))
+    text = _card(before, Loss(scheme.value, 0.5, 0.4, 0.8, 0.6, 3, 4, 9, 5))
     assert "`antgmm eval . " in before and "`antgmm eval` does it" in before
     assert "`antgmm eval . " not in text and "`antgmm eval` does it" not in text
     dtype = "bfloat16" if scheme is Scheme.W4A16 else "float32"
     assert set(re.findall(r"--dtype (\w+)", text)) == {dtype}
     assert "`antgmm eval --data DATA --url http://" in text
     assert "an\nexact match of 0.400, before 0.500 (-10.0 points); 3 answers are equal" in text
+    assert "ROUGE-L is\n0.600, before 0.800 (-20.0 points)" in text
 
 
 def test_a_quantized_model_is_for_servers(plain, tmp_path):

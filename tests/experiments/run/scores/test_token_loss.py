@@ -47,5 +47,5 @@ def test_answers_that_are_too_long_to_be_given_are_counted():
     assert too_long(lengths, 8) == ""
     assert too_long(lengths, 4) == (
         "2 of 4 right answers are longer than max_new_tokens = 4 and count as wrong: set max_new_tokens = 9"
-        " (--max-new-tokens 9 of antgmm eval)"
+        " (--max-new-tokens 9 of antgmm eval and export)"
     )
