@@ -48,10 +48,8 @@ def most_frequent(types: Sequence[str], answers: Sequence[str]) -> dict[str, flo
         types: question type of each record.
         answers: its answer.
     """
-    by_type: dict[str, Counter[str]] = {}
-    for kind, answer in zip(types, answers, strict=True):
-        by_type.setdefault(kind, Counter())[normal(answer)] += 1
-    return {kind: counts.most_common(1)[0][1] / counts.total() for kind, counts in by_type.items()}
+    counted = _counted(types, answers).items()
+    return {kind: counts.most_common(1)[0][1] / counts.total() for kind, counts in counted}
 
 
 def varied(types: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
@@ -61,10 +59,15 @@ def varied(types: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
         types: question type of each record.
         answers: its answer.
     """
-    by_type: dict[str, list[str]] = {}
+    return {kind: len(counts) / counts.total() for kind, counts in _counted(types, answers).items()}
+
+
+def _counted(types: Sequence[str], answers: Sequence[str]) -> dict[str, Counter[str]]:
+    """Question type -> number of each answer."""
+    by_type: dict[str, Counter[str]] = {}
     for kind, answer in zip(types, answers, strict=True):
-        by_type.setdefault(kind, []).append(normal(answer))
-    return {kind: len({*texts}) / len(texts) for kind, texts in by_type.items()}
+        by_type.setdefault(kind, Counter())[normal(answer)] += 1
+    return by_type
 
 
 def macro_f1(answers: Sequence[str], references: Sequence[str]) -> float:
