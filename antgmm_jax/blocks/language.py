@@ -330,7 +330,7 @@ def check_positions(config: LanguageConfig, valid: Any, *, new: int = 0, segment
         config: the language model.
         valid: which positions of the rows are tokens, [B, T].
         new: number of tokens that are read behind each row.
-        segments: number of each token's sample in packed rows, [B, T], whose positions start anew; None for others.
+        segments: number of each token's sample in packed rows, [B, T], whose positions start at 0; None for others.
 
     Raises:
         AntgmmError: a row or a packed sample is too long.

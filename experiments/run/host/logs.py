@@ -83,7 +83,7 @@ def open_logs(names: Sequence[str], run: Path, config: Mapping[str, Any]) -> Ite
 
 
 class _Dispensable:
-    """A log whose first error is printed; nothing is written to it from then on.
+    """A log that is given up, with a message, at its first error.
 
     The first process alone has logs: an error that it raised would leave the others waiting for it.
     """

@@ -97,7 +97,7 @@ class Reply(NamedTuple):
 
     Attributes:
         text: the answer, without white space around it.
-        cut: tokens after which it was cut, at the limit that was asked for or an earlier one of the server; 0 if it
+        cut: tokens after which it was cut, by the requested limit or a lower one of the server; 0 if it
             ended by itself.
     """
 
