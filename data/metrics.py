@@ -13,6 +13,8 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.extras import require
 
 VERDICT = "verdict"
+ENOUGH = 20
+"""Records of a question type below which all answers may be different by chance."""
 
 
 class TokenLosses(NamedTuple):
@@ -53,13 +55,14 @@ def most_frequent(types: Sequence[str], answers: Sequence[str]) -> dict[str, flo
 
 
 def varied(types: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
-    """Returns the share of different answers of each question type.
+    """Returns the share of different answers of each question type with at least `ENOUGH` records.
 
     Args:
         types: question type of each record.
         answers: its answer.
     """
-    return {kind: len(counts) / counts.total() for kind, counts in _counted(types, answers).items()}
+    counted = _counted(types, answers).items()
+    return {kind: len(counts) / counts.total() for kind, counts in counted if counts.total() >= ENOUGH}
 
 
 def _counted(types: Sequence[str], answers: Sequence[str]) -> dict[str, Counter[str]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from antgmm_jax.io import checkpoint
 from antgmm_jax.io.books import read_book
 from data.metrics import most_frequent, varied
-from experiments.auto.look import at_chance
+from experiments.auto.look import COUNTED, at_chance, spread
 from experiments.run.folder import REPORT, RunFolder
 from experiments.run.remedies import in_another_run
 from experiments.run.rows.datasets import load_records
@@ -41,10 +41,13 @@ def advice(recipe: Recipe | Training, run: Path) -> list[str]:
         scores = read_book(folder.report / REPORT).get("scores")
     if scores is None:
         return result
-    records = load_records(recipe.evaluate.data)
-    rows = records.expected()
-    given = [row.type for row in rows], [row.answer for row in rows]
-    if unlearnt := at_chance(scores["by_type"], most_frequent(*given), varied(*given)):
+    # Of the many training rows, whether answers are all different: the prices of a few test rows may be.
+    tested, trained = load_records(recipe.evaluate.data), spread(load_records(recipe.data), COUNTED)
+    chance, different = (
+        measure([row.type for row in rows], [row.answer for row in rows])
+        for measure, rows in ((most_frequent, tested.expected()), (varied, trained.expected()))
+    )
+    if unlearnt := at_chance(scores["by_type"], chance, different):
         known = isinstance(recipe, Recipe) and "-" not in unlearnt and not recipe.stages[-1].repeat
         often = ', or show them more often (repeat = "auto" in the last stage)' if known else ""
         result.append(
