@@ -7,9 +7,8 @@ from typing import Any
 from antgmm_jax.errors import AntgmmError
 from antgmm_jax.io.books import read_book
 from antgmm_jax.io.folders import claimed, writing
-from antgmm_jax.io.hub import parse as parse_name
+from antgmm_jax.io.hub import is_remote
 from antgmm_jax.io.shards import Shards
-from antgmm_jax.io.stores import is_url
 from data.building import build, row_of
 from data.encoding import Encoder
 from data.record import Record
@@ -105,7 +104,7 @@ def prepare(source: Source, encoder: Encoder, folder: Path, *, shown: Shown = un
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if is_url(path) or parse_name(path) is not None:
+    if is_remote(path):
         raise AntgmmError(f"{path}: prepared data is read from a disk alone: copy the folder to one, and name it there")
     try:
         about = read_book(path / ABOUT)

@@ -89,6 +89,18 @@ def parse(path: str | os.PathLike) -> Repository | None:
     return Repository(match["id"], match["revision"] or "", match["path"] or "")
 
 
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether a path is a name of the Hub or the URL of an object store.
+
+    Args:
+        path: a path, or a name as in `parse`.
+
+    Raises:
+        AntgmmError: as in `parse`.
+    """
+    return stores.is_url(path) or parse(path) is not None
+
+
 def local(path: str | os.PathLike, kind: str = "") -> Path:
     """Returns a local path; a name of the Hub is downloaded into the cache of `huggingface_hub`, a URL into our own.
 

@@ -1,11 +1,12 @@
 """What the scores and losses of a run say, with what to try."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from antgmm_jax.io import checkpoint
 from antgmm_jax.io.books import read_book
 from data.metrics import most_frequent, varied
+from data.source import Source
 from experiments.auto.look import COUNTED, at_chance, spread
 from experiments.run.folder import REPORT, RunFolder
 from experiments.run.remedies import in_another_run
@@ -39,15 +40,7 @@ def advice(recipe: Recipe | Training, run: Path) -> list[str]:
         scores = metrics.get("scores")
     if isinstance(recipe, Training):
         scores = read_book(folder.report / REPORT).get("scores")
-    if scores is None:
-        return result
-    # Of the many training rows, whether answers are all different: the prices of a few test rows may be.
-    tested, trained = load_records(recipe.evaluate.data), spread(load_records(recipe.data), COUNTED)
-    chance, different = (
-        measure([row.type for row in rows], [row.answer for row in rows])
-        for measure, rows in ((most_frequent, tested.expected()), (varied, trained.expected()))
-    )
-    if unlearnt := at_chance(scores["by_type"], chance, different):
+    if scores is not None and (unlearnt := _unlearnt(recipe, scores["by_type"])):
         known = isinstance(recipe, Recipe) and "-" not in unlearnt and not recipe.stages[-1].repeat
         often = ', or show them more often (repeat = "auto" in the last stage)' if known else ""
         result.append(
@@ -55,6 +48,20 @@ def advice(recipe: Recipe | Training, run: Path) -> list[str]:
             f" more steps{often} {in_another_run(recipe, folder, len(recipe.work))}"
         )
     return result
+
+
+def _unlearnt(recipe: Recipe | Training, by_type: Mapping[str, float]) -> list[str]:
+    """Question types that score as their most frequent answer does, but for free text."""
+    chance = most_frequent(*_answers(load_records(recipe.evaluate.data)))
+    if not at_chance(by_type, chance):  # training rows need not be read then
+        return []
+    # Of the many training rows, whether answers are all different: the prices of a few test rows may be.
+    return at_chance(by_type, chance, varied(*_answers(spread(load_records(recipe.data), COUNTED))))
+
+
+def _answers(records: Source) -> tuple[list[str], list[str]]:
+    rows = records.expected()
+    return [row.type for row in rows], [row.answer for row in rows]
 
 
 def is_flat(losses: Sequence[float]) -> bool:

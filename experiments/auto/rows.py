@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from antgmm_jax.errors import AntgmmError
-from antgmm_jax.io.hub import local, parse
-from antgmm_jax.io.stores import is_url
+from antgmm_jax.io.hub import is_remote, local
 from data.files import SPLITS
 from data.readers import path_and_images, read_records
 
@@ -26,7 +25,7 @@ def kind_of(path: str, option: str) -> str:
     """
     if (suffix := Path(path).suffix) in KINDS:
         return KINDS[suffix]
-    remote = parse(path) is not None or is_url(path)
+    remote = is_remote(path)
     if not remote and not Path(path).exists():
         raise AntgmmError(f"{option} {path} does not exist")
     if (Path(path) / SPLITS).exists():  # which lists splits, and is no rows
