@@ -37,7 +37,7 @@ docs: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/antgmm demo
 
-# About two hours on 2 cores. A teacher with a pretrained language model, from a package and what was trained (docs/lab/real-weights.md), is cut
+# About two and a half hours on 2 cores. A teacher with a pretrained language model, from a package and what was trained (docs/lab/real-weights.md), is cut
 # without a recipe, 4 and 18 times; for 18 times, the tokens that its rows never use go first.
 REAL := runs/real
 ROWS_REAL := --data $(REAL)/dialogues/train.jsonl --test $(REAL)/test/test.jsonl

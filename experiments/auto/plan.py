@@ -44,6 +44,8 @@ WORDS = 0.25
 QUARTER = 0.25
 """Part of the time that a plan may take: of what the look at model and data leaves, half is for the sensitivity."""
 
+FEW_STEPS = 0.1
+"""Part of the language model's steps below which a plan warns."""
 BUSY = 1.5
 """Load per core above which other work must be running: a plan alone keeps each core busy once."""
 
@@ -334,10 +336,13 @@ def fewer_steps(goal: Goal, fit: Fitted, spent: float) -> Iterator[str]:
         spent: seconds that the plan itself took.
     """
     if min(fit.scale) < 0.99:
+        few = fit.scale.text < FEW_STEPS
+        lost = "; students with 5% of them lost 23 points, with 10% 6, with 30% 2 (docs/lab/real-weights.md)"
         yield (
-            f"steps: {min(1.0, fit.scale.image):.0%} of those aimed at for the image side and"
-            f" {min(1.0, fit.scale.text):.0%} for the language model; all of them take"
+            f"{'warning: ' if few else ''}steps: {min(1.0, fit.scale.image):.0%} of those aimed at for the image side"
+            f" and {min(1.0, fit.scale.text):.0%} for the language model; all of them take"
             f" {math.ceil((fit.aim + spent) / 60) * (PARTS if goal.keep else 1)} minutes (--minutes)"
+            f"{lost if few else ''}"
         )
 
 

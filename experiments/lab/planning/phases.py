@@ -45,6 +45,8 @@ from pruning.costs import cost, total_parameters
 
 SCORED, GATE = 64, 64
 """Questions of a batch for scores and for the export check."""
+CHECK, REPORT = "check of the export", "report"
+"""Phases that run on one device."""
 HOST = 8
 """Devices of a machine, for the host memory that the copies of a checkpoint and the rows of batches take."""
 AHEAD = 8
@@ -334,7 +336,7 @@ def _check(recipe: Recipe | Training, config: LMMConfig, load: Load) -> Phase:
     logits = 4 * rows * load.answer * config.language.vocab
     layers = _copied(4 * _decoder_size(config), load)
     memory = {"student": 4 * parameters + files, "layers": layers, **answers, "temporaries": logits}
-    return Phase("check of the export", memory, 4 * parameters, itemsize * parameters)
+    return Phase(CHECK, memory, 4 * parameters, itemsize * parameters)
 
 
 def _report(recipe: Recipe | Training, teacher: LMMConfig, load: Load) -> Phase:
@@ -344,7 +346,7 @@ def _report(recipe: Recipe | Training, teacher: LMMConfig, load: Load) -> Phase:
     answers = cost(teacher, 1, load.length, longest, itemsize=itemsize).kv_cache
     layers = _copied(itemsize * _decoder_size(teacher), load)
     memory = {"teacher": itemsize * total_parameters(teacher), "layers": layers, "keys and values": answers}
-    return Phase("report", memory)
+    return Phase(REPORT, memory)
 
 
 def _decoder_size(config: LMMConfig) -> int:

@@ -222,8 +222,7 @@ SPEC = StepSpec(CONFIG, CONFIG, 8, 24, 8)
 @pytest.mark.parametrize(
     ("phase", "remedy"),
     [
-        (Phase("report", {"teacher": 9}), "it runs on one device, so no mesh helps: choose a chip with more memory"),
-        (Phase("report", {"teacher": 9}), "for it, or leave its times out with report.latency = false; "),
+        (Phase("check of the export", {"student": 9}), "it runs on one device, so no mesh helps: choose a chip with"),
         (Phase("teacher cache", {"teacher": 17}), "about --mesh fsdp=8 is sufficient"),
         (Phase("step", {"parameters": 9}, spec=SPEC), 'optimizer.remat = "full" is sufficient'),
         (
@@ -253,6 +252,18 @@ def test_a_phase_that_does_not_fit_is_refused_with_what_would(phase, remedy, mon
     assert [line.split(":")[1] for line in lines] == [" loading", f" {phase.name}"]
     # Without a chip everything is printed.
     assert len([*whole_run.planned(made, load, "", lines.append)]) == 2
+
+
+def test_a_report_that_does_not_fit_is_planned_without_its_times(monkeypatch):
+    monkeypatch.setitem(CHIPS, "v5e", CHIPS["v5e"]._replace(memory=5.0))
+    both = [Phase("loading", {"model": 5}), Phase("report", {"teacher": 9e9})]
+    monkeypatch.setattr(whole_run, "phases", lambda *_: iter(both))
+    lines, made = [], whole_run.Opened(None, CONFIG, CONFIG, {})
+    load = Load({"data": 1, "fsdp": 2, "tensor": 1}, "", 24, 8)
+    assert [*whole_run.planned(made, load, "v5e", lines.append)] == both
+    assert lines[-1] == (
+        "plan: report needs 9 GB per device, more than v5e has: it will say of its times that they are not measured"
+    )
 
 
 def test_a_recipe_is_planned_without_its_teacher_or_says_what_is_missing(recipe, antgmm, refused, monkeypatch):
