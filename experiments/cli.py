@@ -116,9 +116,10 @@ def environment() -> None:
         "TRANSFORMERS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "false",
         "TF_CPP_MIN_LOG_LEVEL": "3",
-        # JAX reserves 75 % of a GPU's memory; a run has the GPU to itself.
-        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",
     }
+    # JAX reserves 75 % of a GPU's memory; a run has the GPU to itself. With both names JAX finds no GPU.
+    if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:
+        defaults["XLA_CLIENT_MEM_FRACTION"] = "0.92"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     if os.environ.get("COLUMNS") == "0":  # of terminals without a width; tables would be empty

@@ -343,6 +343,8 @@ def _orbax(largest: int = 0) -> Iterator[None]:
     # zstd makes trained float32 parameters only 8 % smaller. For 20 arrays with 0.9 GB (2026-11-28, AMD EPYC, 2 cores):
     # 9 s and 0.76 GB of memory beyond the arrays to save them with zstd, 1 s and none without.
     context.array_options.saving.use_compression = False
+    # From a GPU, Orbax would copy all arrays to pinned memory at once, of which XLA gives 64 GiB a device.
+    context.array_options.saving.enable_pinned_host_transfer = False
     # Otherwise the writing threads, and the process, wait for minutes for a folder that a read-only disk refused.
     context.async_options.create_directories_asynchronously = False
     context.async_options.timeout_secs = _LONGEST_WRITE  # otherwise 20 minutes, in which a slow disk takes no 130 GB

@@ -117,6 +117,8 @@ def test_the_released_config_is_the_preset():
     ours = FAMILIES[MISTRAL].to_hf(config)
     merged = {name: {**raw[name], **ours[name]} if isinstance(ours[name], dict) else ours[name] for name in ours}
     assert read_fields(merged, tied=True) == config
+    # vLLM 0.32 reads the growth of queries from this field alone (models/mistral.py).
+    assert ours["text_config"]["llama_4_scaling"] == {"original_max_position_embeddings": 16384, "beta": 0.1}
 
 
 def test_each_row_of_squares_ends_with_a_token(case):

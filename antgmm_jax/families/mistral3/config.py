@@ -118,6 +118,9 @@ def to_hf(config: Mistral3Config) -> dict[str, Any]:
     words = {name: value for name, value in text_fields(config.language).items() if name != "attention_bias"}
     if text.yarn is not None:
         words["rope_parameters"] = _stretched(text.rope_theta, text.yarn)
+        # Where vLLM reads the growth of queries.
+        growth = {"original_max_position_embeddings": text.yarn.original, "beta": text.yarn.query_growth}
+        words["llama_4_scaling"] = growth
     return {
         "architectures": ["Mistral3ForConditionalGeneration"],
         "model_type": "mistral3",

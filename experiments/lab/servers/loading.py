@@ -54,14 +54,18 @@ def measure(models: Mapping[str, tuple[Path, str]], load: Load, logs: Path) -> d
         model -> `questions`, `equal_to_jax`, and `load`, number of clients -> the result of `under_load`.
 
     Raises:
-        AntgmmError: JAX holds an accelerator, a model cannot be read, vLLM is not there, or a server does not start,
-            does not answer, or does not end.
+        AntgmmError: JAX holds an accelerator, a model cannot be read, vLLM is not there or would change the
+            prompt of a model, or a server does not start, does not answer, or does not end.
     """
     if jax.default_backend() != "cpu":
         raise AntgmmError("JAX would hold the accelerator that the servers need: set JAX_PLATFORMS=cpu")
     for directory, _ in models.values():  # a fault of the last one is said before the first is served
         open_hf(directory)
-        load_processor(directory)
+        if not load_processor(directory).chat_template and load.vllm is not None:
+            raise AntgmmError(
+                f"{directory} has no chat template, and vLLM's chat endpoint would put one of its own around the prompt"
+                " of training: leave out --vllm, and `antgmm serve` is measured"
+            )
     platform = None if load.vllm is None else _platform(load.vllm)
     logs.mkdir(parents=True, exist_ok=True)
     return {name: _measured(name, *model, load, platform, logs / f"{name}.log") for name, model in models.items()}

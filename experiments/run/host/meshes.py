@@ -40,8 +40,8 @@ def devices(mesh: str, coordinator: str, processes: int, process: int) -> Iterat
         process: number of this process, from 0.
 
     Raises:
-        AntgmmError: the mesh is invalid or too large, there are several processes without a coordinator, or a process
-            fails.
+        AntgmmError: the mesh is invalid or too large, JAX does not use the GPUs that are there, there are several
+            processes without a coordinator, or a process fails.
     """
     if processes > 1 and not coordinator:
         raise AntgmmError(f"--processes {processes}: add --coordinator HOST:PORT, and start each of them")
@@ -55,7 +55,10 @@ def devices(mesh: str, coordinator: str, processes: int, process: int) -> Iterat
         _join(coordinator, processes, process)
         CONSOLE.quiet = not is_first()
     if unused_gpu():
-        say("warning: JAX does not use the GPU of this machine: pip install 'jax[cuda13]', or ask jax.devices()")
+        why = "JAX does not use the GPU of this machine: pip install 'jax[cuda13]', or see what its log says of CUDA"
+        if sizes:  # else simulated devices would train what the GPUs are there for
+            raise AntgmmError(f"--mesh {mesh}: {why}; JAX_PLATFORMS=cpu simulates devices")
+        say(f"warning: {why}")
     if sizes and jax.default_backend() == "cpu" and jax.local_device_count() > 1:
         say(f"note: --mesh {mesh} has simulated devices: times and memory are those of this CPU")
     with preemption.watched(say, distributed=bool(coordinator)), _on_mesh(sizes):

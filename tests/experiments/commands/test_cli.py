@@ -8,6 +8,7 @@ import textwrap
 from typing import Any
 
 import pytest
+from jaxlib.xla_client import generate_pjrt_gpu_plugin_options
 from typer.main import get_command
 
 from experiments import cli
@@ -186,3 +187,17 @@ def test_environment_keeps_the_users_settings(monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     cli.environment()
     assert (os.environ["JAX_COMPILATION_CACHE_DIR"], os.environ["HF_HUB_OFFLINE"]) == ("elsewhere", "1")
+
+
+FRACTION, OLD_FRACTION = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, 0.92), ({FRACTION: "0.5"}, 0.5), ({OLD_FRACTION: "0.5"}, 0.5)], ids=str
+)
+def test_jax_gets_one_fraction_of_the_memory_under_one_of_its_names(monkeypatch, given, expected):
+    others = {name: value for name, value in os.environ.items() if name not in (FRACTION, OLD_FRACTION)}
+    monkeypatch.setattr(os, "environ", {**others, **given})
+    cli.environment()
+    # It raises an error if both are set, and JAX then has no GPU.
+    assert generate_pjrt_gpu_plugin_options()["memory_fraction"] == expected

@@ -139,5 +139,5 @@ def test_peak_memory_includes_freed_memory():
         seen = resources.memory("RssAnon")
         while memory._peak < seen:  # until the next sample
             pass
-    assert memory.figures["beyond"] >= size
+    assert memory.figures["beyond"] > 0.99 * size  # other pages of the process were freed meanwhile
     assert resources.memory("RssAnon") < memory.figures["before"] + memory.figures["beyond"]

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -61,6 +62,14 @@ def test_servers_are_not_loaded_beside_a_process_that_holds_their_accelerator(mo
     with pytest.raises(AntgmmError, match="hold the accelerator that the servers need: set JAX_PLATFORMS=cpu"):
         measure({}, Load([], 4, (1,), 1.0), tmp_path / "logs")
     assert not (tmp_path / "logs").exists()
+
+
+def test_vllm_is_not_measured_with_another_prompt_than_that_of_training(monkeypatch, tmp_path):
+    without = SimpleNamespace(chat_template=None)
+    monkeypatch.setattr(loading, "load_processor", lambda directory: without)
+    monkeypatch.setattr(loading, "_measured", lambda *_: pytest.fail("a server was started"))
+    with pytest.raises(AntgmmError, match=f"^{TEACHER} has no chat template.*leave out --vllm"):
+        measure({"teacher": (TEACHER, "")}, Load([], 4, (1,), 1.0, vllm=tmp_path / "python"), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,13 @@ def test_simulated_devices_are_named(mesh, said, capsys):
     assert capsys.readouterr().err == note * said
 
 
+def test_devices_are_not_simulated_beside_gpus_that_jax_does_not_use(monkeypatch):
+    monkeypatch.setattr(meshes, "unused_gpu", lambda: True)
+    refused = "^--mesh fsdp=2: JAX does not use the GPU .*JAX_PLATFORMS=cpu simulates"
+    with pytest.raises(AntgmmError, match=refused), devices("fsdp=2", "", 1, 0):
+        pass
+
+
 def test_several_processes_need_a_coordinator():
     with pytest.raises(AntgmmError, match="^--processes 2: add --coordinator"), devices("", "", 2, 0):
         pass
