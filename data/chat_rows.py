@@ -219,7 +219,7 @@ def as_file(text: str) -> Image:
         about, _, content = text.partition(",")
         try:
             if about.endswith(";base64") and content:
-                return base64.b64decode(content, validate=True)
+                return base64.b64decode("".join(content.split()), validate=True)  # encoders may break its lines
         except ValueError:  # also for text that is not ASCII
             pass
         raise BadRow(f"image {quoted(about)},... holds no base64")

@@ -23,7 +23,7 @@ from data.rows import Row
 
 _OF_PROCESSORS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, MemoryError)
 """What processors raise for a row that they cannot read."""
-_FORMAT = 10
+_FORMAT = 11
 """Format version of encoded rows; increase it to invalidate caches."""
 
 _IDLE = {"is_local", "local_files_only", "model_specific_special_tokens", "model_max_length", "tokenizer_class"}

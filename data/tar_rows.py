@@ -1,6 +1,7 @@
 """Random access to samples of WebDataset shards; only the offsets of files are in memory."""
 
 import json
+import re
 import tarfile
 from array import array
 from collections.abc import Iterator, Sequence
@@ -180,5 +181,6 @@ def _sample(parts: dict[str, bytes]) -> Any:
 
 
 def _by_number(suffix: str) -> list[tuple[int, str]]:
-    """Sorting key that puts `.2.jpg` before `.10.jpg`."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in suffix.split(".")]
+    """Sorting key that puts `2.jpg` before `10.jpg`, `page2.jpg` before `page10.jpg`, and a bare `jpg` first."""
+    parts = re.findall(r"\d+|[^\d.]+", suffix)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

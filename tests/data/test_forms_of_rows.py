@@ -108,6 +108,7 @@ def test_options_must_be_in_the_question():
     ("image", "read"),
     [
         (SPELT, (PIXEL,)),
+        (f"data:image/png;base64,{base64.encodebytes(20 * PIXEL).decode()}", (20 * PIXEL,)),  # in lines
         ("file:///a%20b.png", ("/a b.png",)),
         (None, ()),
         ({"bytes": None, "path": None}, ()),

@@ -108,3 +108,18 @@ def test_samples_of_shards_are_read_by_offset(tmp_path):
         assert (record.id, record.answer, len(record.images)) == expected[number]
     np.testing.assert_array_equal(records[0].images[1], picture(1))
     np.testing.assert_array_equal(records[2].images[0], picture(1))
+
+
+def test_pictures_of_a_sample_are_in_the_order_of_the_numbers_in_their_names(tmp_path):
+    names = ["a.jpg", "a.page2.png", "a.page10.png", "a.2.jpg", "a.10.jpg"]
+    row = json.dumps({"question": "which page?", "answer": "none"}).encode()
+    files = {name: png(picture(number)) for number, name in enumerate(names)} | {"a.json": row}
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for name in sorted(files):
+            info = tarfile.TarInfo(name)
+            info.size = len(files[name])
+            archive.addfile(info, io.BytesIO(files[name]))
+    (record,) = read("webdataset", tmp_path)
+    for number, image in enumerate(record.images):
+        np.testing.assert_array_equal(image, picture(number))
+    assert len(record.images) == len(names)
