@@ -132,12 +132,12 @@ def test_a_cut_that_keeps_all_units_copies_the_checkpoint(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_peak_memory_includes_freed_memory():
-    size = 1 << 26
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    size, freed = 1 << 26, 1 << 20  # other pages of the process may be freed meanwhile
+    pages = mmap.mmap(-1, size + freed, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with resources.PeakMemory() as memory, pages:
-        pages.write(b"x" * size)
+        pages.write(b"x" * (size + freed))
         seen = resources.memory("RssAnon")
         while memory._peak < seen:  # until the next sample
             pass
-    assert memory.figures["beyond"] > 0.99 * size  # other pages of the process were freed meanwhile
+    assert memory.figures["beyond"] >= size
     assert resources.memory("RssAnon") < memory.figures["before"] + memory.figures["beyond"]
