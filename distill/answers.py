@@ -1,6 +1,6 @@
 """Losses of a student's logits at the answer positions, with those of its teacher."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Shaped
 
 from antgmm_jax.blocks.tokens import IGNORE
-from antgmm_jax.parallel.rows import sum_over_rows
+from antgmm_jax.parallel import sharding
+from antgmm_jax.parallel.rows import by_columns, sum_over_rows
 from antgmm_jax.pure import is_axes
 from distill.chunked import answer_sums
 from distill.heads import reads
@@ -19,6 +20,8 @@ from distill.teacher import Teacher, to_dtype
 Params = Any
 Batch = Mapping[str, Any]
 Gates = Mapping[str, Any]
+
+_VOCAB = "vocab"
 
 
 def model_answer_sums(
@@ -62,21 +65,40 @@ def model_answer_sums(
     if config.reads_logits:
         read, teacher_logits = reads(teacher.head, teacher_params, rows["teacher"])
         frozen = [jnp.asarray(jax.tree.leaves(teacher_params)[i]) for i in read]
+        names += [jax.tree.leaves(teacher.axes, is_leaf=is_axes)[i] for i in read]
+    apart = _VOCAB if _stay_split(names, rows["hidden"]) else ""
+    size = weights[0].shape[names[0].index(_VOCAB)]
 
-    def sums(weights: list[Array], rows: Mapping[str, Array], whole: tuple[list[Array], Gates]) -> dict[str, Array]:
-        return answer_sums(
-            config,
-            # Cast in every chunk, so that the head's gradients are summed over chunks in float32.
-            lambda hidden: logits(to_dtype(weights, dtype), hidden, whole[1]),
-            rows["hidden"],
-            rows["targets"],
-            lambda hidden: teacher_logits(whole[0], hidden),
-            rows["teacher"],
-            chunk=chunk,
-        )
+    def sums(weights: list[Array], rows: Mapping[str, Array], gates: Gates) -> dict[str, Array]:
+        mine, theirs = weights[: len(chosen)], weights[len(chosen) :]
+
+        # Cast in every chunk, so that the head's gradients are summed over chunks in float32.
+        heads: list[Callable[[Array], Any]] = [
+            lambda hidden: logits(to_dtype(mine, dtype), hidden, gates),
+            lambda hidden: teacher_logits(theirs, hidden),
+        ]
+        if apart:  # a teacher whose most probable tokens are cached has no head
+            heads = [by_columns(head, size) if read else head for head, read in zip(heads, (mine, theirs), strict=True)]
+        student_head, teacher_head = heads
+        hidden, answers = rows["hidden"], rows["targets"]
+        return answer_sums(config, student_head, hidden, answers, teacher_head, rows["teacher"], chunk=chunk)
 
     padding = {"hidden": 0, "targets": IGNORE, "teacher": 0}
-    return sum_over_rows(sums, weights, names, rows, (frozen, gates), dtype=dtype, padding=padding)
+    dtypes = [dtype] * len(chosen) + [leaf.dtype for leaf in frozen]
+    return sum_over_rows(sums, weights + frozen, names, rows, gates, dtypes=dtypes, padding=padding, apart=apart)
+
+
+def _stay_split(names: Sequence[Sequence[str]], hidden: Float[Array, "T D"]) -> bool:
+    """Whether the heads stay split over `fsdp`: devices then send logits, else the heads, whichever is less.
+
+    A token's logits are sent up to five times in float32, V values each (the student's forward, backward and in the
+    forward pass that a chunk repeats; the teacher's forward and repeated); a head of D x V once, as its gradient.
+    """
+    if not sharding.splits_widths() or jax.sharding.get_abstract_mesh().shape["tensor"] > 1:
+        return False
+    tokens = hidden.shape[0] / sharding.padded_batch_size(1)
+    # Each device has all columns of an adapter.
+    return 4 * tokens <= hidden.shape[1] and all(_VOCAB in each for each in names)
 
 
 def _teacher_hidden(targets: Mapping[str, Array], tokens: int) -> Shaped[Array, "T Dt"]:

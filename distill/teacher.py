@@ -37,6 +37,7 @@ class Teacher(NamedTuple):
             answer positions, `<tower>/states` [layers + 1, B, N, D] and `bridge/out` [1, B, N, D]. Raises AntgmmError
             for a name that is not available.
         attach: host batch -> host batch with cached targets added; `names` selects them.
+        axes: axis names of `params`, a tree of tuples.
         reads_images: whether `select` needs the images of a batch, even if the student reads cached image features.
     """
 
@@ -44,6 +45,7 @@ class Teacher(NamedTuple):
     head: Callable[[Params, Array], Any]
     select: Callable[[tuple[str, ...]], Callable[[Params, Batch], dict[str, Array]]]
     attach: Callable[..., dict]
+    axes: Any = ()
     reads_images: bool = False
 
     def only(self, names: Sequence[str]) -> "Teacher":
@@ -131,7 +133,7 @@ def online(functional: Any, params: Params) -> Teacher:
 
         return targets
 
-    return Teacher(params, functional.head, select, _nothing_attached, reads_images=True)
+    return Teacher(params, functional.head, select, _nothing_attached, functional.axes, reads_images=True)
 
 
 def cached(functional: Any, params: Params, cache: TeacherCache, *, dtype: DTypeLike | None = None) -> Teacher:
@@ -176,14 +178,14 @@ def cached(functional: Any, params: Params, cache: TeacherCache, *, dtype: DType
     if top.is_top(answers):
         settings = top.settings_of(answers)
         return Teacher({}, lambda params, units: top.unpacked(units, *settings), select, attach)
-    used, head = _frozen_head(functional, params, cache.shapes[answers][-1], dtype)
-    return Teacher(used, head, select, attach)
+    used, head, axes = _frozen_head(functional, params, cache.shapes[answers][-1], dtype)
+    return Teacher(used, head, select, attach, axes)
 
 
 def _frozen_head(
     functional: Any, params: Params, width: int, dtype: DTypeLike | None
-) -> tuple[list[Array], Callable[[list[Array], Array], Array]]:
-    """Returns the parameters that the head reads, and the head as a function of only these."""
+) -> tuple[list[Array], Callable[[list[Array], Array], Array], list[tuple[str, ...]]]:
+    """Returns the parameters that the head reads, the head as a function of only these, and their axis names."""
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype), params)
     probe = jax.ShapeDtypeStruct((1, width), params_dtype(shapes))
     chosen, logits = reads(functional.head, shapes, probe)
@@ -192,7 +194,7 @@ def _frozen_head(
     def head(used: list[Array], hidden: Array) -> Array:
         return logits(used, hidden.astype(probe.dtype))
 
+    axes = [jax.tree.leaves(functional.axes, is_leaf=is_axes)[i] for i in chosen]
     if not any(isinstance(leaf, Stored) for leaf in leaves):
-        return [jnp.asarray(leaves[i], dtype) for i in chosen], head
-    names = jax.tree.leaves(functional.axes, is_leaf=is_axes)
-    return [placed(leaves[i], names[i], dtype=dtype) for i in chosen], head
+        return [jnp.asarray(leaves[i], dtype) for i in chosen], head, axes
+    return [placed(leaves[i], names, dtype=dtype) for i, names in zip(chosen, axes, strict=True)], head, axes

@@ -136,11 +136,12 @@ def _layers(config: LMMConfig) -> dict[str, int]:
 
 
 def _check_activations(config: LMMConfig) -> None:
-    for name, tower in towers(config).items():
-        if tower.stack.act not in ACTIVATIONS:
-            raise AntgmmError(
-                f"activation {tower.stack.act!r} of {name} is not supported: use one of {', '.join(ACTIVATIONS)}"
-            )
+    names = {name: tower.stack.act for name, tower in towers(config).items()}
+    if projector := getattr(config.bridge, "act", None):  # of a bridge without a stack
+        names["the projector"] = projector
+    for part, name in names.items():
+        if name not in ACTIVATIONS:
+            raise AntgmmError(f"activation {name!r} of {part} is not supported: use one of {', '.join(ACTIVATIONS)}")
 
 
 def _check_names(

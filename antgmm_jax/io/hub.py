@@ -86,7 +86,7 @@ def parse(path: str | os.PathLike) -> Repository | None:
     match = _NAME.fullmatch(text)
     if match is None or ".." in text.split("/"):
         raise AntgmmError(f"{text} is not a name of the Hub: {_FORMS}, for data also with /PATH")
-    return Repository(match["id"], match["revision"] or "", match["path"] or "")
+    return Repository(match["id"], match["revision"] or "", (match["path"] or "").rstrip("/"))
 
 
 def is_remote(path: str | os.PathLike) -> bool:

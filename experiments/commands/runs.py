@@ -160,6 +160,7 @@ def _compress(
     require(*NEEDED, "torch")
     say(f"compressing by {path} in {run}")
     check_push(push)
+    from experiments.run.schema import Recipe as Compression
     from experiments.run.schema.recipe import load_recipe
 
     recipe = load_recipe(path, changes)
@@ -169,7 +170,10 @@ def _compress(
         from experiments.report.write import finish
         from experiments.run.pipeline import Run
 
-        figures = finish(Run(recipe, run, watch=watch), report=as_report)
+        made = Run(recipe, run, watch=watch)
+        figures = finish(made, report=as_report)
+        recipe = made.recipe  # with the commits of its names on the Hub
+        assert isinstance(recipe, Compression)
         advise(recipe, run)
         if scheme:
             from experiments.run.export.quantized import advise_upload, quantize_export
@@ -206,8 +210,9 @@ def train(
         from experiments.report.write import finish
         from experiments.run.pipeline import Run
 
-        figures = finish(Run(training, run, watch=watch))
-        advise(training, run)
+        made = Run(training, run, watch=watch)
+        figures = finish(made)
+        advise(made.recipe, run)
         upload(run / "export", push)
     rows, energy = [("parameters", count(figures["params"]))], figures["energy"]
     if scores := figures.get("scores"):  # none after a phase of facts
@@ -286,10 +291,16 @@ def report(
 def _measure(folder: "RunFolder", mesh: str, again: bool) -> None:
     """Measures the report of a run that is complete without it, or `again`."""
     require(*NEEDED)
+    from experiments.report.choices import SEARCH
     from experiments.run.folder import RECIPE
     from experiments.run.schema.recipe import load_any
     from experiments.run.scores.scoring import STORED
 
+    if (folder.path / SEARCH).exists():
+        raise AntgmmError(
+            f"{folder.path} is a search with a run for each student: measure its smallest one by `antgmm report"
+            f" {folder.path}/N --again`, then repeat the command of the search to copy its report"
+        )
     recipe = load_any(folder.path / RECIPE)
     if again:
         with folder.alone():

@@ -71,14 +71,14 @@ def load(
     require("eval", *(["serve", "torch"] if vllm is None else []))
     say(f"serving: loading servers of {teacher} and {student}")
     from experiments.lab.servers.loading import Load, measure
-    from experiments.lab.servers.under_load import HEAD, equal, rows
+    from experiments.lab.servers.under_load import HEAD, equal, faults, rows
     from experiments.run.files import write_json
 
     under = Load(records(data, samples), max_new_tokens, tuple(clients or (1, 4, 16)), seconds, vllm)
     models = {"teacher": teacher, "student": student}
     figures = measure({name: (model, template(prompt, model)) for name, model in models.items()}, under, out.parent)
     write_json(out, figures)
-    emit(figures, as_json, table(HEAD, rows(figures)), *equal(figures), f"results: {out}")
+    emit(figures, as_json, table(HEAD, rows(figures)), *equal(figures), *faults(figures), f"results: {out}")
 
 
 COMMANDS = {"serve": (serve, "antgmm serve runs/demo/export --port 8000")}

@@ -62,12 +62,12 @@ def build(out: Path, batches: Sequence[Mapping[str, Any]], shapes: Sequence[Shap
 
     Args:
         out: file to write.
-        batches: training batches with the prompts alone under `prompt/`.
+        batches: training batches with the prompts alone under `prompt/`, and the numbers of the samples as `index`.
         shapes: shapes of the programs.
         form: kind of package.
 
     Returns:
-        The comparison.
+        The comparison; a row that fills up a batch again counts once.
 
     Raises:
         AntgmmError: the model cannot be compiled, a prompt is wider than every shape or all are wider than one of them,
@@ -79,6 +79,7 @@ def build(out: Path, batches: Sequence[Mapping[str, Any]], shapes: Sequence[Shap
         raise AntgmmError(f"the longest prompt has {needed} tokens: add --width {needed}")
     examples = {shape: example(batches, shape, left=form.left) for shape in shapes}
     wanted, results = [form.answers(prompt) for prompt in prompts], []
+    first = [np.unique(batch["index"], return_index=True)[1] for batch in batches]
 
     @cache
     def bound() -> float:
@@ -91,7 +92,10 @@ def build(out: Path, batches: Sequence[Mapping[str, Any]], shapes: Sequence[Shap
         for shape in shapes:
             with one_line(lambda: f"{out} is not written: cannot load it", "free space for temporary files (TMPDIR)"):
                 answer = form.load(file, shape)
-            results += [_compared(form, *pair, bound, answer, shape) for pair in zip(prompts, wanted, strict=True)]
+            results += [
+                _compared(form, prompt, np.intersect1d(_rows(prompt, shape), own), answers, bound, answer, shape)
+                for prompt, own, answers in zip(prompts, first, wanted, strict=True)
+            ]
         if different := [result.where for result in results if result.where]:
             raise AntgmmError(f"{out} is not written: {different[0]}")
         with new_file(out) as unfinished:
@@ -135,13 +139,13 @@ def _rows(prompt: Prompt, shape: Shape) -> np.ndarray:
 def _compared(
     form: Form,
     prompt: Prompt,
+    rows: np.ndarray,
     wanted: np.ndarray,
     bound: Callable[[], float],
     answer: Callable[[Prompt], np.ndarray],
     shape: Shape,
 ) -> Packaged:
-    """Compares the answers of one shape's programs to those prompts of a batch that fit."""
-    rows = _rows(prompt, shape)
+    """Compares the answers of one shape's programs to some prompts of a batch."""
     equal, ties, where = 0, 0, ""
     for begin in range(0, len(rows), shape.rows):
         chosen = rows[begin : begin + shape.rows]

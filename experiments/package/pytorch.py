@@ -72,7 +72,7 @@ class Answerer(NamedTuple):
         if (given := described(inputs)) != self.inputs:
             raise AntgmmError(
                 f"a .pt2 program reads {self.inputs}, but these rows have {given}: rows of one package need the same"
-                " number of pictures; leave out the others, or serve the files with vLLM"
+                " number of pictures; leave out the others, or serve the files by `antgmm serve`"
             )
         tokens, eos, pad = self.limits
         token, state = self.start(**inputs)

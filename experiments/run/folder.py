@@ -251,6 +251,7 @@ class RunFolder:
             return ""
         pairs = zip(before.work, recipe.work, strict=False)
         equal = [work for work, _ in takewhile(lambda pair: pair[0].stage == pair[1].stage, pairs)]
+        equal = equal[: len(recipe.work) - 1]  # a recipe has stages of its own
         places = [self.stage(work.number, work.stage.name) for work in equal]
         if not (done := [*takewhile(checkpoint.is_complete, places)]):
             return ""

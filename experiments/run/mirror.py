@@ -26,8 +26,9 @@ TRIES = 3
 """Attempts at the end of a run."""
 _BOOKS = (RECIPE, INPUTS, STATUS)
 _RECORDS = (STAGE_RECORD, STEP_RECORD)
-_RESUMED = ("stages/", "steps/")
-_COPIED = ("stages", "steps", "export", "export-*", "report")
+_STATES = ("stages", "steps")
+_RESUMED = tuple(f"{name}/" for name in _STATES)
+_COPIED = (*_STATES, "export", "export-*", "report")
 """Patterns of the folders that are copied; quantized exports are in `export-SCHEME`."""
 
 
@@ -82,6 +83,7 @@ class _Copy:
     def __init__(self, run: Path, store: Store):
         self._run, self._store = run, store
         self._sent: dict[str, tuple[int, int]] = {}
+        self._made_elsewhere: set[str] = set()
         self._failing = False
         self.over = threading.Event()
 
@@ -97,6 +99,8 @@ class _Copy:
         # A folder without its record is what an interrupted copy has left.
         missing = [str(Path(name).parent) for name in records if self._lacks(name, records)]
         if missing:
+            # Of another machine: they stay until this one has made its own.
+            self._made_elsewhere = {folder for folder in map(_folder, stored) if not (self._run / folder).exists()}
             say(f"continuing from {self._store.url}: {', '.join(missing)}")
         if records:  # the books first: stages without a record of their inputs are refused
             self._store.get([name for name in _BOOKS if name in stored and not (self._run / name).exists()], self._run)
@@ -160,6 +164,8 @@ class _Copy:
     def send(self, last: bool) -> bool:
         """Copies new files of the folder, and removes those from the store that the folder no longer has.
 
+        Exports and reports that another machine has made stay where this one has none.
+
         Args:
             last: whether to copy a new state of the run even if nothing else is new.
 
@@ -175,7 +181,9 @@ class _Copy:
             if self.over.is_set() and not last:  # the last copy begins with the newest step
                 return False
             whole = self._put(sorted(names, key=_is_record), present) and whole
-        gone = [name for name in self._store.files() if _is_copied(name) and name not in present]
+        kept = self._made_elsewhere - {*map(_folder, present)} - {*_STATES}
+        stored = [name for name in self._store.files() if _is_copied(name) and name not in present]
+        gone = [name for name in stored if _folder(name) not in kept]
         self._store.remove(sorted(gone, key=lambda name: not _is_record(name)))
         for name in gone:
             self._sent.pop(name, None)
@@ -201,7 +209,12 @@ class _Copy:
 
 
 def _is_copied(name: str) -> bool:
-    return any(fnmatchcase(name.partition("/")[0], part) for part in _COPIED)
+    return any(fnmatchcase(_folder(name), part) for part in _COPIED)
+
+
+def _folder(name: str) -> str:
+    """The folder of the run in which a file is."""
+    return name.partition("/")[0]
 
 
 def _unit(name: str) -> str:

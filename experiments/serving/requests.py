@@ -1,18 +1,16 @@
 """Chat requests of the OpenAI interface, as a model reads them."""
 
-import base64
-import binascii
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from antgmm_jax.errors import AntgmmError
+from data.chat_rows import as_file
 from data.files import decode_image
 from data.limits import MOST_PIXELS, check_text, quoted
 from data.record import ROLES
 
-_DATA, _CODED = "data:", "base64,"
 MOST_TURNS = 1000
 """Messages of a request, and their parts together."""
 MOST_IMAGES = 100
@@ -152,11 +150,8 @@ def conversation(request: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list
 
 
 def _decoded(url: str) -> bytes:
-    """Content of a data URL; encoders may break its lines."""
-    kind, coded, content = url.partition(_CODED)
-    if not coded or not kind.startswith(_DATA):
+    """Content of a data URL."""
+    image = as_file(url) if url.startswith("data:") else url
+    if isinstance(image, str):
         raise AntgmmError("an image is no data URL: send data:image/png;base64,...")
-    try:
-        return base64.b64decode("".join(content.split()), validate=True)
-    except binascii.Error as error:
-        raise AntgmmError(f"an image is no base64 ({error}): send data:image/png;base64,...") from error
+    return image

@@ -1,6 +1,7 @@
 """Loading and saving checkpoints: shards, other files, and errors."""
 
 import json
+from copy import deepcopy
 
 import jax
 import numpy as np
@@ -8,8 +9,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.io import convert
 from antgmm_jax.io.convert import load_hf, save_hf
 from antgmm_jax.io.tensors import INDEX, WEIGHTS
+from antgmm_jax.presets import preset
 from antgmm_jax.pure import functional
 from tests import reference
 
@@ -147,6 +150,16 @@ def test_another_family_is_refused(checkpoint):
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "qwen2_vl"}))
     with pytest.raises(AntgmmError, match="'qwen2_vl' is not supported: use one of blip-2, llava"):
         load_hf(checkpoint)
+
+
+@pytest.mark.parametrize("part", ["bridge", "text"])
+def test_an_unknown_activation_is_refused(part):
+    """Configs of transformers may name others, also for a projector, which is no stack."""
+    config = deepcopy(preset("llava-tiny"))
+    layers, name = (config.bridge, "the projector") if part == "bridge" else (config.language.decoder, part)
+    object.__setattr__(layers, "act", "gelu_fast")  # annotations, which only tests check, forbid it
+    with pytest.raises(AntgmmError, match=f"activation 'gelu_fast' of {name} is not supported: use one of gelu, "):
+        convert._check_activations(config)
 
 
 def test_an_index_may_not_leave_the_folder(checkpoint):

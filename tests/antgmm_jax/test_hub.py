@@ -68,6 +68,7 @@ def rows(folder):
 def test_names_are_parsed_and_printed(text, parts):
     assert hub.parse(text) == hub.Repository(*parts)
     assert str(hub.parse(text)) == text
+    assert hub.parse("hf:org/name/data/").path == "data"
 
 
 @pytest.mark.parametrize("text", ["hf:name", "hf:org/name/../other", "hf:org/name@", "hf:", "hf:a b/c"])

@@ -1,11 +1,11 @@
-"""Sums over rows on eight devices equal those on one, and weights cross the links once for any number of chunks."""
+"""Sums over rows on eight devices equal those on one; weights cross the links once, or stay where they are."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from antgmm_jax.parallel.rows import sum_over_rows
+from antgmm_jax.parallel.rows import by_columns, sum_over_rows
 from antgmm_jax.parallel.sharding import make_mesh, place
 from distill.chunked import answer_sums
 from distill.losses import LossConfig
@@ -16,17 +16,16 @@ CONFIG = LossConfig(hard=1.0, soft=0.7, pair=0.3, rank=0.2, temperature=2.0)
 NAMES = ("text/embed", "vocab")
 
 
-def total(kernel, hidden, frozen, theirs, targets, *, chunk, dtype=jnp.float32):
-    def sums(weights, rows, whole):
+def total(kernel, hidden, frozen, theirs, targets, *, chunk, dtype=jnp.float32, apart=""):
+    def sums(weights, rows, _):
         hidden, targets, theirs = rows
+        heads = [lambda h: h @ weights[0].astype(dtype), lambda h: h @ weights[1]]
+        if apart:
+            heads = [by_columns(head, kernel.shape[1]) for head in heads]
+        return answer_sums(CONFIG, heads[0], hidden, targets, heads[1], theirs, chunk=chunk)
 
-        def head(hidden):
-            return hidden @ weights[0].astype(dtype)
-
-        return answer_sums(CONFIG, head, hidden, targets, lambda h: h @ whole, theirs, chunk=chunk)
-
-    rows = (hidden, targets, theirs)
-    terms = sum_over_rows(sums, [kernel], [NAMES], rows, frozen, dtype=dtype, padding=(0, -100, 0))
+    options = {"dtypes": [dtype, jnp.float32], "padding": (0, -100, 0), "apart": apart}
+    terms = sum_over_rows(sums, [kernel, frozen], [NAMES] * 2, (hidden, targets, theirs), (), **options)
     return sum(getattr(CONFIG, name) * value for name, value in terms.items())
 
 
@@ -49,6 +48,29 @@ def test_values_and_gradients_equal_those_of_one_device(tokens, chunk):
         assert actual[1][0].sharding.is_equivalent_to(given[0].sharding, 2)
     for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [8, 6], ids=["split", "whole"])
+@pytest.mark.parametrize("vocab", [16, 18], ids=["divisible", "padded"])
+@pytest.mark.parametrize("chunk", [3, 512])
+def test_weights_that_stay_split_have_equal_values_and_gradients(width, vocab, chunk):
+    sizes = {"width": width, "vocab": vocab}
+    expected = program(512)(*arguments(53, **sizes))
+    with jax.set_mesh(make_mesh(data=2, fsdp=4)):
+        given = arguments(53, **sizes)
+        actual = program(chunk, apart="vocab")(*given)
+        assert actual[1][0].sharding.is_equivalent_to(given[0].sharding, 2)
+    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_no_device_has_all_of_a_head_that_stays_split():
+    """Neither of the student's, nor of its gradient, nor of the teacher's."""
+    with jax.set_mesh(make_mesh(fsdp=8)):
+        given = arguments(16, width=64, vocab=4096)
+        whole, parts = (program(64, apart=apart).lower(*given).compile().memory_analysis() for apart in ("", "vocab"))
+    head = 4 * 64 * 4096
+    assert parts.temp_size_in_bytes < head < whole.temp_size_in_bytes
 
 
 def test_what_devices_send_does_not_depend_on_the_number_of_chunks():

@@ -116,7 +116,7 @@ def _check_windows(text: Mapping[str, Any]) -> None:
         off = "use_sliding_window = false" if "use_sliding_window" in text else "sliding_window = null"
         raise AntgmmError(
             f"text_config.sliding_window = {window} is not supported, as max_position_embeddings = {longest}:"
-            f" set {off} in config.json if no row has more tokens than the window"
+            f" set {off} in config.json, and remove layer_types there, if no row has more tokens than the window"
         )
 
 

@@ -11,6 +11,8 @@ from antgmm_jax.errors import AntgmmError
 from data.record import Record
 from experiments.run.scores.server import Server, answer, request_messages
 
+DOWN = 100
+"""Failed requests in a row, of all clients together, after which a server counts as down and its load ends."""
 HEAD = ("clients", "model", "requests/s", "p50 ms", "p95 ms", "errors", "other answers", "ratio")
 
 
@@ -24,7 +26,7 @@ def under_load(
     clients: int,
     duration: float,
 ) -> dict[str, Any]:
-    """Measures a server with several clients that each send one question after another.
+    """Measures a server with several clients that each send one question after another; ends at a server that is down.
 
     Args:
         server: the server.
@@ -42,19 +44,23 @@ def under_load(
     seconds: list[float] = []
     errors: list[str] = []
     other: list[int] = []
+    failed = 0  # in a row
     # Pictures are read and encoded before: the clients would use the time and the cores of the server for it.
     requests = [request_messages(records[row], template) for row in range(len(alone))]
     begin = time.monotonic()
 
     def client(number: int) -> None:
+        nonlocal failed
         row = number * len(alone) // clients
-        while time.monotonic() < begin + duration:
+        while time.monotonic() < begin + duration and failed < DOWN:
             sent = time.perf_counter()
             try:
                 text = answer(server, requests[row], max_new_tokens).text
             except AntgmmError as error:
                 errors.append(str(error))
+                failed += 1
             else:
+                failed = 0
                 seconds.append(time.perf_counter() - sent)
                 other.extend([row] * (text != alone[row]))
             row = (row + 1) % len(alone)
@@ -94,3 +100,13 @@ def rows(figures: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
 def equal(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Returns a line for each model: how many of its answers are those in JAX."""
     return [f"{name}: {m['equal_to_jax']} of {m['questions']} answers are JAX's" for name, m in figures.items()]
+
+
+def faults(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Returns a line for each load with errors: how many, and the first."""
+    loads = [(name, clients, one) for name, model in figures.items() for clients, one in model["load"].items()]
+    return [
+        f"{name}, {clients} clients: {one['errors']} errors, the first: {one['first_error']}"
+        for name, clients, one in loads
+        if one["errors"]
+    ]

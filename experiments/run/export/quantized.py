@@ -33,7 +33,8 @@ _CARD = """
 ## Quantized
 
 The matrices in the layers of the language model are stored as {scheme} by compressed-tensors, rounded to nearest;
-`transformers` (with `compressed-tensors` installed) and vLLM load them. Answered in PyTorch, {count} questions have an
+vLLM reads them; `transformers`, with `compressed-tensors` installed, needs
+`model.hf_quantizer.compressor.decompress_model(model)` after loading. Answered in PyTorch, {count} questions have an
 exact match of {after:.3f}, before {before:.3f} ({change:+.1f} points); {equal} answers are equal. Their ROUGE-L is
 {rouge_after:.3f}, before {rouge_before:.3f} ({rouge_change:+.1f} points). The figures above are those before
 quantization.

@@ -34,14 +34,19 @@ GROUPS = (128, 64, 32)
 
 
 def check_scheme(config: LMMConfig, scheme: Scheme) -> None:
-    """Checks that transformers runs a model with a scheme.
+    """Checks that a server runs a model with a scheme.
 
     Args:
         config: model config.
         scheme: the scheme.
 
     Raises:
-        AntgmmError: it does not.
+        AntgmmError: none does.
     """
-    if config.encoder_decoder and scheme is Scheme.W4A16:  # its MLP reads the dtype of a weight, which is packed
-        raise AntgmmError("transformers does not run an encoder-decoder model with w4a16: choose w8a8 or fp8")
+    from antgmm_jax.families import family  # on use: commands read `Scheme` before JAX is imported
+
+    if family(config).vllm(config) is None:
+        raise AntgmmError(
+            f"nothing serves this model with {scheme.value}: vLLM, which reads quantized files, does not have it; leave"
+            " out --quantize"
+        )

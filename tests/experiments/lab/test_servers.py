@@ -17,7 +17,7 @@ from experiments.lab.servers import loading
 from experiments.lab.servers.compare import compared, rows, run
 from experiments.lab.servers.exports import conversations, expected, pruned_export, read
 from experiments.lab.servers.loading import Load, command, measure
-from experiments.lab.servers.under_load import under_load
+from experiments.lab.servers.under_load import DOWN, faults, under_load
 from experiments.run.scores.server import Reply, request_messages
 from tests import reference
 
@@ -141,6 +141,24 @@ def test_clients_send_requests_that_are_made_before(monkeypatch):
     expected = [request_messages(row, "{question}") for row in rows]
     assert all(messages in expected for messages in sent)
     assert figures["other_answers"] == sum(messages == expected[2] for messages in sent)
+
+
+def test_the_load_of_a_server_that_is_down_ends(monkeypatch):
+    """Thousands of refused requests a second say no more than the first ones."""
+    replies = iter(["yes"] * 3)
+
+    def answered(*_):
+        if (text := next(replies, None)) is None:
+            raise AntgmmError("the server is down")
+        return Reply(text, 0)
+
+    monkeypatch.setattr("experiments.lab.servers.under_load.answer", answered)
+    figures = under_load(
+        None, source("s", "test", 2), "{question}", ["yes"] * 2, max_new_tokens=4, clients=3, duration=600.0
+    )
+    assert figures["requests"] == 3 and DOWN <= figures["errors"] < 2 * DOWN
+    loads = {"teacher": {"load": {"3": {"errors": 0}}}, "student": {"load": {"3": figures}}}
+    assert faults(loads) == [f"student, 3 clients: {figures['errors']} errors, the first: the server is down"]
 
 
 def test_a_loaded_server_computes_every_request_anew(monkeypatch):

@@ -298,6 +298,7 @@ def test_an_image_token_of_an_answer_is_a_word(tmp_path, save):
 def test_answers_that_differ_pass_after_a_tie_only(tmp_path, gap, equal):
     text = {f"prompt/{name}": np.ones((2, 4), np.int32) for name in ("input_ids", "attention_mask")}
     batch = {"images": {"valid": np.ones((2, 1), bool)}, "input_ids": text["prompt/input_ids"], **text}
+    batch["index"] = np.arange(2)
     form = Form(
         engine="reference",
         left=True,
@@ -312,6 +313,8 @@ def test_answers_that_differ_pass_after_a_tie_only(tmp_path, gap, equal):
     if equal:
         assert build(out, [batch], [Shape(2, 4)], form)[:3] == (2, 2, 1)
         assert out.read_bytes() == b"programs"
+        copied = {**batch, "index": np.array([3, 3])}  # the last row fills up a batch
+        assert build(tmp_path / "b.stablehlo", [copied], [Shape(2, 4)], form)[:3] == (1, 1, 0)
     else:
         with pytest.raises(AntgmmError, match=r"not written: an answer differs: \[5, 9, 0\], reference: \[5, 7, 0\]"):
             build(out, [batch], [Shape(2, 4)], form)

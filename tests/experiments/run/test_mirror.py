@@ -82,6 +82,29 @@ def test_quantized_exports_are_copied_and_removed_with_the_folder(bucket, run):
     assert {name for name in names(bucket) if "export" in name} == {"export/config.json"}
 
 
+def test_a_new_machine_leaves_exports_until_it_has_made_its_own(bucket, run, tmp_path):
+    """One that is stopped before would otherwise remove the only student and its report."""
+    for name in ("export/a", "export/b", "export-w8a8/a", "report/report.json"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(name)
+    with mirrored(run, URL):
+        pass
+    new = tmp_path / "elsewhere"
+    with pytest.raises(KeyboardInterrupt), mirrored(new, URL):
+        raise KeyboardInterrupt
+    assert {"export/a", "export/b", "export-w8a8/a", "report/report.json"} < names(bucket)
+    shutil.rmtree(new)
+    with mirrored(new, URL):
+        (new / "export").mkdir()
+        (new / "export" / "a").write_text("again")
+    assert {name for name in names(bucket) if name.startswith(("export", "report"))} == {
+        "export/a",
+        "export-w8a8/a",
+        "report/report.json",
+    }
+    assert bucket.cat("/bucket/run/export/a") == b"again"
+
+
 def test_books_that_an_interrupted_copy_lacks_are_fetched(bucket, run):
     with mirrored(run, URL):
         pass
