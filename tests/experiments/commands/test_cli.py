@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from typer.main import get_command
 
 from experiments import cli
 from experiments.commands.runs import TEACHER
+
+ROOT = Path(__file__).resolve().parents[3]
 
 COMMANDS = [
     *(
@@ -68,9 +71,12 @@ HEAVY = (
 )
 
 
-def in_a_fresh_process(code, *arguments):
+def in_a_fresh_process(code, *arguments, cwd=None):
     command = [sys.executable, "-c", textwrap.dedent(code), *arguments]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    where = {"cwd": cwd, "env": {**os.environ, "PYTHONPATH": f"{ROOT}"}}
+    return json.loads(
+        subprocess.run(command, capture_output=True, text=True, check=True, **where).stdout.splitlines()[-1]
+    )
 
 
 def test_help_loads_no_heavy_library():
@@ -142,7 +148,7 @@ def test_every_command_prints_its_first_line_before_loading_heavy_libraries(tmp_
         results = {words: CliRunner().invoke(cli.app, words.split()) for words in sys.argv[2:]}
         print(json.dumps({words: [one.stderr, repr(one.exception)] for words, one in results.items()}))
     """
-    results = in_a_fresh_process(code, ",".join(HEAVY), *BEGUN)
+    results = in_a_fresh_process(code, ",".join(HEAVY), *BEGUN, cwd=tmp_path)  # one that goes on writes files
     for words, (shown, exception) in results.items():
         assert shown.startswith(BEGUN[words]), (words, shown, exception)
         # Every command then loads such a library, except the report of a missing run and the energy formula.
