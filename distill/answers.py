@@ -67,7 +67,7 @@ def model_answer_sums(
         frozen = [jnp.asarray(jax.tree.leaves(teacher_params)[i]) for i in read]
         names += [jax.tree.leaves(teacher.axes, is_leaf=is_axes)[i] for i in read]
     apart = _VOCAB if _stay_split(names, rows["hidden"]) else ""
-    size = weights[0].shape[names[0].index(_VOCAB)]
+    size = weights[0].shape[names[0].index(apart)] if apart else 0
 
     def sums(weights: list[Array], rows: Mapping[str, Array], gates: Gates) -> dict[str, Array]:
         mine, theirs = weights[: len(chosen)], weights[len(chosen) :]

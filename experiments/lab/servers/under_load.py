@@ -92,7 +92,8 @@ def rows(figures: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
             one = model["load"][clients]
             base = first[clients]["requests_per_second"]
             ratio = f"{one['requests_per_second'] / base:.2f}x" if base else "-"
-            times = (f"{one[key]:.3g}" for key in ("requests_per_second", "p50_ms", "p95_ms"))
+            # Three digits, but never as 1.84e+03.
+            times = (f"{float(f'{one[key]:.3g}'):g}" for key in ("requests_per_second", "p50_ms", "p95_ms"))
             lines.append((clients, name, *times, str(one["errors"]), str(one["other_answers"]), ratio))
     return lines
 
