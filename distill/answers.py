@@ -64,8 +64,9 @@ def model_answer_sums(
     frozen, teacher_logits = [], teacher.head
     if config.reads_logits:
         read, teacher_logits = reads(teacher.head, teacher_params, rows["teacher"])
-        frozen = [jnp.asarray(jax.tree.leaves(teacher_params)[i]) for i in read]
-        names += [jax.tree.leaves(teacher.axes, is_leaf=is_axes)[i] for i in read]
+        kernels, axes = jax.tree.leaves(teacher_params), jax.tree.leaves(teacher.axes, is_leaf=is_axes)
+        frozen = [jnp.asarray(kernels[i]) for i in read]
+        names += [axes[i] for i in read]
     apart = _VOCAB if _stay_split(names, rows["hidden"]) else ""
     size = weights[0].shape[names[0].index(apart)] if apart else 0
 
@@ -77,7 +78,7 @@ def model_answer_sums(
             lambda hidden: logits(to_dtype(mine, dtype), hidden, gates),
             lambda hidden: teacher_logits(theirs, hidden),
         ]
-        if apart:  # a teacher whose most probable tokens are cached has no head
+        if apart:  # cached top tokens of a teacher are read without a head
             heads = [by_columns(head, size) if read else head for head, read in zip(heads, (mine, theirs), strict=True)]
         student_head, teacher_head = heads
         hidden, answers = rows["hidden"], rows["targets"]

@@ -194,7 +194,8 @@ def _frozen_head(
     def head(used: list[Array], hidden: Array) -> Array:
         return logits(used, hidden.astype(probe.dtype))
 
-    axes = [jax.tree.leaves(functional.axes, is_leaf=is_axes)[i] for i in chosen]
+    names = jax.tree.leaves(functional.axes, is_leaf=is_axes)
+    axes = [names[i] for i in chosen]
     if not any(isinstance(leaf, Stored) for leaf in leaves):
         return [jnp.asarray(leaves[i], dtype) for i in chosen], head, axes
-    return [placed(leaves[i], names, dtype=dtype) for i, names in zip(chosen, axes, strict=True)], head, axes
+    return [placed(leaves[i], names[i], dtype=dtype) for i in chosen], head, axes

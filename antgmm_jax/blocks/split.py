@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from antgmm_jax.blocks import low_rank
 from antgmm_jax.parallel import sharding
-from antgmm_jax.parallel.rows import BY_ROW, all_to_all, per_device
+from antgmm_jax.parallel.rows import BY_ROW, all_to_all, by_columns, per_device
 
 
 @jax.tree_util.register_dataclass
@@ -74,8 +74,7 @@ def product(x: Float[Array, "n k"], kernel: Split, columns: int, dtype: DTypeLik
 
     def here(x: Array, part: Array) -> Array:
         if kernel.by_outputs:
-            whole = jax.lax.all_gather(x, "fsdp", tiled=True)
-            return all_to_all(jnp.matmul(whole, part, preferred_element_type=dtype), 0, 1)
+            return by_columns(lambda whole: jnp.matmul(whole, part, preferred_element_type=dtype), columns)(x)
         sums = jnp.matmul(all_to_all(x, 1, 0), part, preferred_element_type=jnp.float32)
         return jax.lax.psum_scatter(sums, "fsdp", tiled=True).astype(dtype)
 

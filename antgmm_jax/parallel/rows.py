@@ -123,7 +123,7 @@ _gathered.defvjp(
 
 
 def by_columns(function: Callable[[Array], Array], size: int) -> Callable[[Array], Array]:
-    """Returns a function of a device's own rows, in a function that `sum_over_rows` gives parts of the weights.
+    """Returns a function of a device's own rows, in a function of `per_device` or of `sum_over_rows`.
 
     Devices exchange rows and columns in place of weights: each computes its own columns of the rows of all devices.
 

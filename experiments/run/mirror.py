@@ -26,9 +26,8 @@ TRIES = 3
 """Attempts at the end of a run."""
 _BOOKS = (RECIPE, INPUTS, STATUS)
 _RECORDS = (STAGE_RECORD, STEP_RECORD)
-_STATES = ("stages", "steps")
-_RESUMED = tuple(f"{name}/" for name in _STATES)
-_COPIED = (*_STATES, "export", "export-*", "report")
+_RESUMED = ("stages/", "steps/")
+_COPIED = ("stages", "steps", "export", "export-*", "report")
 """Patterns of the folders that are copied; quantized exports are in `export-SCHEME`."""
 
 
@@ -100,7 +99,8 @@ class _Copy:
         missing = [str(Path(name).parent) for name in records if self._lacks(name, records)]
         if missing:
             # Of another machine: they stay until this one has made its own.
-            self._made_elsewhere = {folder for folder in map(_folder, stored) if not (self._run / folder).exists()}
+            folders = {_unit(name) for name in stored if not name.startswith(_RESUMED)}
+            self._made_elsewhere = {folder for folder in folders if not (self._run / folder).exists()}
             say(f"continuing from {self._store.url}: {', '.join(missing)}")
         if records:  # the books first: stages without a record of their inputs are refused
             self._store.get([name for name in _BOOKS if name in stored and not (self._run / name).exists()], self._run)
@@ -181,9 +181,9 @@ class _Copy:
             if self.over.is_set() and not last:  # the last copy begins with the newest step
                 return False
             whole = self._put(sorted(names, key=_is_record), present) and whole
-        kept = self._made_elsewhere - {*map(_folder, present)} - {*_STATES}
+        kept = self._made_elsewhere - {*map(_unit, present)}
         stored = [name for name in self._store.files() if _is_copied(name) and name not in present]
-        gone = [name for name in stored if _folder(name) not in kept]
+        gone = [name for name in stored if _unit(name) not in kept]
         self._store.remove(sorted(gone, key=lambda name: not _is_record(name)))
         for name in gone:
             self._sent.pop(name, None)
@@ -209,12 +209,7 @@ class _Copy:
 
 
 def _is_copied(name: str) -> bool:
-    return any(fnmatchcase(_folder(name), part) for part in _COPIED)
-
-
-def _folder(name: str) -> str:
-    """The folder of the run in which a file is."""
-    return name.partition("/")[0]
+    return any(fnmatchcase(name.partition("/")[0], part) for part in _COPIED)
 
 
 def _unit(name: str) -> str:
