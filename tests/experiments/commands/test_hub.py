@@ -12,7 +12,7 @@ from antgmm_jax.io import hub
 from antgmm_jax.io.convert import load_hf
 from data.maad import source
 from data.writers import write_parquet
-from tests.experiments.tiny import save_stage, save_teacher
+from tests.experiments.tiny import save_llava, save_stage, save_teacher
 from tests.hub_mirror import mirrored
 
 # Commands may cause warnings of PyTorch and transformers.
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 @pytest.fixture
 def mirror(tmp_path_factory):
-    """A mirror with a teacher and a data set in two shards."""
+    """A mirror with a teacher, a model that vLLM has, and a data set in two shards."""
     folder = tmp_path_factory.mktemp("files")
     save_teacher(folder / "teacher")
     write_parquet(source("s", "test", 6), folder / "all.parquet")
@@ -30,8 +30,12 @@ def mirror(tmp_path_factory):
         sink = pa.BufferOutputStream()
         pq.write_table(table.slice(3 * number, 3), sink)
         rows[f"data/test-{number}.parquet"] = sink.getvalue().to_pybytes()
-    teacher = {path.name: path.read_bytes() for path in (folder / "teacher").iterdir()}
-    with mirrored({"models/org/teacher": teacher, "datasets/org/rows": rows}, folder / "cache") as mirror:
+    save_llava(folder / "llava")
+    models = {
+        f"models/org/{name}": {path.name: path.read_bytes() for path in (folder / name).iterdir()}
+        for name in ("teacher", "llava")
+    }
+    with mirrored({**models, "datasets/org/rows": rows}, folder / "cache") as mirror:
         yield mirror
 
 
@@ -49,10 +53,10 @@ def test_a_model_is_described_evaluated_and_shrunk_by_name(antgmm, mirror, tmp_p
 
 @pytest.mark.long
 def test_an_export_is_uploaded(antgmm, mirror, tmp_path):
-    config, params = load_hf("hf:org/teacher")
-    keep = pruning.plan(pruning.magnitude(params, config), config, {"vision/layers": 2})
+    config, params = load_hf("hf:org/llava")
+    keep = pruning.plan(pruning.magnitude(params, config), config, {"vision/layers": 1})
     smaller = save_stage(tmp_path / "stage", config, params, keep)
-    words = ["export", "stage", "--like", "hf:org/teacher", "--out", "out", "--samples", "2", "--max-new-tokens", "2"]
+    words = ["export", "stage", "--like", "hf:org/llava", "--out", "out", "--samples", "2", "--max-new-tokens", "2"]
     words += ["--data", "parquet:hf:org/rows/data/test-*.parquet", "--quantize", "w8a8"]
     result = antgmm(*words, "--push", "hf:org/student")
     assert result.exit_code == 0, result.output
