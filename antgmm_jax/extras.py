@@ -1,5 +1,7 @@
-"""Optional dependencies: the extras of pyproject.toml, and the error for one that is not installed."""
+"""Optional dependencies: the extras of pyproject.toml, the error for one that is not installed, and versions."""
 
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from antgmm_jax.errors import AntgmmError
@@ -40,6 +42,15 @@ def require(*extras: str) -> None:
 def install(*extras: str) -> str:
     """Returns the command that adds extras of pyproject.toml to the environment of `make install`."""
     return f".venv/bin/pip install -e '.[{','.join(extras)}]' -c constraints.txt"
+
+
+def versions_of(*names: str) -> dict[str, str]:
+    """Returns the versions of those of the named packages that are installed."""
+    versions = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def _listed(words: list[str]) -> str:

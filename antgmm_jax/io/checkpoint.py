@@ -23,7 +23,6 @@ import contextlib
 import errno
 import functools
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -39,6 +38,7 @@ import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.extras import versions_of
 from antgmm_jax.io import folders
 from antgmm_jax.io.books import read_book, sealed
 from antgmm_jax.io.leaves import (
@@ -363,11 +363,7 @@ def _reason(error: Exception) -> str:
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in _VERSIONS_OF:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
+    return {"python": platform.python_version(), **versions_of(*_VERSIONS_OF)}
 
 
 def _plain(value: Any) -> Any:

@@ -23,7 +23,7 @@ from data.building import build, read_all
 from data.encoding import Encoder
 from data.readers import read_records
 from data.source import InMemorySource
-from data.store import open_encoded
+from data.store import open_encoded, open_if_encoded
 from data.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,6 +122,14 @@ def test_a_restart_parses_no_row_and_opens_no_picture(rows, encode, monkeypatch)
     assert again.index.fingerprint == first.index.fingerprint
     for number in range(6):
         same(again[number], first[number])
+
+
+def test_rows_are_encoded_again_by_another_version_of_the_processor(rows, encode, monkeypatch):
+    opened(rows, encode)
+    source = read_records("jsonl", rows)
+    assert open_if_encoded(source, encode, rows.parent / "cache") is not None
+    monkeypatch.setattr("data.store.versions_of", lambda *names: {"torchvision": "0.1"})
+    assert open_if_encoded(source, encode, rows.parent / "cache") is None
 
 
 @pytest.mark.parametrize("change", [{"type": "colour"}, {"slice": "rare"}])
