@@ -205,7 +205,8 @@ def _renumbered(raw: Mapping[str, Any], full: Mapping[str, Any], new: Mapping[in
     """A table with the new ids of all tokens that it names, also where it left them to the defaults in `full`."""
     result = {**raw, **({"text_config": dict(raw["text_config"])} if raw.get("text_config") else {})}
     flat = "text_config" not in raw and "vocab_size" in raw  # a text_config with ids alone would hide the sizes
-    for (*place, key), value, tokens in _named(full):
+    # `full` has no other names of its fields, such as image_token_id for image_token_index; transformers prefers these.
+    for (*place, key), value, tokens in [*_named(full), *_named(raw)]:
         # A default of transformers may lie outside of the vocabulary.
         if all(token in new for token in tokens):
             inside = result.setdefault(place[0], {}) if place and not (flat and place == ["text_config"]) else result

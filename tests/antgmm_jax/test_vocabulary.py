@@ -137,3 +137,10 @@ def test_a_flat_config_stays_flat():
     nested = {"image_token_id": 7, "text_config": {"hidden_size": 4}}
     full = {"image_token_id": 7, "text_config": {"hidden_size": 4, "eos_token_id": 5}}
     assert _renumbered(nested, full, new) == {"image_token_id": 2, "text_config": {"hidden_size": 4, "eos_token_id": 1}}
+
+
+def test_another_name_of_a_field_gets_the_new_id():
+    """As llava's image_token_id, an attribute that transformers reads in place of image_token_index."""
+    raw = {"image_token_id": 7, "text_config": {"hidden_size": 4}}
+    full = {"image_token_index": 7, "text_config": {"hidden_size": 4}}
+    assert _renumbered(raw, full, {7: 2}) == {**raw, "image_token_id": 2, "image_token_index": 2}

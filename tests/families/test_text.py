@@ -64,6 +64,11 @@ REFUSED = [
         "sliding_window = 64 is not supported, as max_position_embeddings = 32768: set use_sliding_window = false in",
     ),
     (
+        MISTRAL,
+        text(sliding_window=3, layer_types=["full_attention"] * 2),
+        "sliding_window = 3 is not supported, as max_position_embeddings = ",
+    ),
+    (
         QWEN3,
         text(layer_types=["full_attention", "linear_attention"]),
         "text_config.layer_types has 'linear_attention': every layer must be 'full_attention'",

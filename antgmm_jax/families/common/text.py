@@ -108,15 +108,18 @@ def decoder_of_type(stack: StackConfig, kind: TextType) -> StackConfig:
 def _check_windows(text: Mapping[str, Any]) -> None:
     """Refuses windows that are shorter than the longest text."""
     window, longest = text.get("sliding_window"), text["max_position_embeddings"]
-    types = text.get("layer_types") or ["full_attention" if window is None else "sliding_attention"]
+    by_layer = "use_sliding_window" in text  # Qwen's layers read `layer_types`, Mistral's the window alone
+    types = (by_layer and text.get("layer_types")) or ["full_attention" if window is None else "sliding_attention"]
     other = next((name for name in types if name not in ("full_attention", "sliding_attention")), None)
     if other is not None:
         raise AntgmmError(f"text_config.layer_types has {other!r}: every layer must be 'full_attention'")
     if "sliding_attention" in types and (window is None or window < longest):
-        off = "use_sliding_window = false" if "use_sliding_window" in text else "sliding_window = null"
+        off = "sliding_window = null in config.json"
+        if by_layer:
+            off = "use_sliding_window = false in config.json, and remove layer_types there,"
         raise AntgmmError(
             f"text_config.sliding_window = {window} is not supported, as max_position_embeddings = {longest}:"
-            f" set {off} in config.json, and remove layer_types there, if no row has more tokens than the window"
+            f" set {off} if no row has more tokens than the window"
         )
 
 
