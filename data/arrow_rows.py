@@ -22,6 +22,8 @@ from data.limits import BadRow, check_sample, quoted
 from data.rows import ALIASES, TRL, columns, image_names
 
 _NAMES = (*ALIASES["image"], *PATHS)
+_TEXTS = (pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_string_view)
+_LISTS = ((pyarrow.types.is_list, pyarrow.list_), (pyarrow.types.is_large_list, pyarrow.large_list))
 _UNREADABLE = (pyarrow.ArrowException, ValueError, OverflowError, SystemError, RecursionError)
 _ITEM_BYTES = 64
 """Memory of an item of a list, beside its text or bytes."""
@@ -73,7 +75,8 @@ class ArrowRows:
 
     def _image_names(self) -> Iterator[str]:
         for batch in self._batches:
-            yield from (name for row in all_rows(batch.select(named_images(batch.schema))) for name in image_names(row))
+            wanted = named_images(batch.schema)
+            yield from (name for row in all_rows(batch.select(wanted.names).cast(wanted)) for name in image_names(row))
 
 
 def one_row(table: pyarrow.Table | pyarrow.RecordBatch, place: int, sizes: np.ndarray) -> Any:
@@ -200,26 +203,46 @@ def data_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def named_images(schema: pyarrow.Schema) -> list[str]:
-    """Columns in which rows may name image files, at any depth; not images that are stored as bytes."""
+def named_images(schema: pyarrow.Schema) -> pyarrow.Schema:
+    """Columns in which rows may name image files, at any depth, without the bytes that may lie beside a path.
 
-    def names(kind: pyarrow.DataType, name: str) -> bool:
-        if pyarrow.types.is_dictionary(kind):
-            kind = kind.value_type
-        if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
-            return names(kind.value_type, name)
-        if pyarrow.types.is_struct(kind):
-            fields = _fields(kind)
-            return all(field.name != "bytes" for field in fields) and any(names(f.type, f.name) for f in fields)
-        if isinstance(kind, pyarrow.JsonType):
-            return True
-        return name in _NAMES and (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind))
+    A row whose image is in its bytes then seems to name the path beside them: whether it does would take reading all
+    images.
+    """
+    columns = [schema.field(name) for name in schema.names if name in (*ALIASES["image"], *TURNS, *TRL)]
+    return pyarrow.schema(
+        [column.with_type(_without_bytes(column.type)) for column in columns if _names(column.type, column.name)]
+    )
 
-    return [
-        name
-        for name in schema.names
-        if name in (*ALIASES["image"], *TURNS, *TRL) and names(schema.field(name).type, name)
-    ]
+
+def _names(kind: pyarrow.DataType, name: str) -> bool:
+    """Whether values of a type may name image files."""
+    if isinstance(kind, pyarrow.JsonType):
+        return True
+    if pyarrow.types.is_dictionary(kind):
+        return _names(kind.value_type, name)
+    if pyarrow.types.is_struct(kind):
+        return any(_names(field.type, field.name) for field in _fields(kind))
+    if _is_list(kind):
+        return _names(kind.value_type, name)
+    return name in _NAMES and any(is_text(kind) for is_text in _TEXTS)
+
+
+def _without_bytes(kind: pyarrow.DataType) -> pyarrow.DataType:
+    if pyarrow.types.is_struct(kind):
+        fields = [field.with_type(_without_bytes(field.type)) for field in _fields(kind)]
+        paths = any(field.name in PATHS for field in fields)
+        return pyarrow.struct([field for field in fields if field.name != "bytes" or not paths])
+    for is_kind, list_of in _LISTS:
+        if is_kind(kind):
+            return list_of(kind.value_field.with_type(_without_bytes(kind.value_type)))
+    return kind
+
+
+def _is_list(kind: pyarrow.DataType) -> bool:
+    types = pyarrow.types
+    views = types.is_list_view(kind) or types.is_large_list_view(kind)
+    return views or types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
 
 
 def used_columns(file: Path, schema: pyarrow.Schema) -> list[str]:

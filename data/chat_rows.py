@@ -198,12 +198,19 @@ def own_image(part: Mapping) -> Image | None:
     """Returns the image that an image part itself holds or names; None if it is one of the row's images."""
     if sized := [name for name in _SIZES if part.get(name)]:
         raise BadRow(f"image has {sized[0]}: resize its file, or limit all pictures in the model's processor")
-    given = next((part[name] for name in PATHS if part.get(name)), None)
+    given = next((part[name] for name in PATHS if part.get(name) or part.get(name) == b""), None)
     if isinstance(given, Mapping):
-        given = given.get("bytes") or given.get("path") or given.get("url")
+        given = file_of(given)
+    if given in ("", b""):
+        raise BadRow("image is empty")
     if given is not None and not isinstance(given, str | bytes):
         raise BadRow(f"image is a {type(given).__name__}, not a path or the bytes of a file")
     return as_file(given) if isinstance(given, str) else given
+
+
+def file_of(image: Mapping) -> Any:
+    """What an image as Hugging Face datasets stores it holds or names: bytes, which may be empty, before a path."""
+    return next((image[name] for name in ("bytes", "path", "url") if image.get(name) is not None), None)
 
 
 def as_file(text: str) -> Image:

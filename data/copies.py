@@ -1,6 +1,7 @@
 """Files of rows that are copies of other files."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -24,7 +25,28 @@ def copied(table: Table, other: Table) -> bool:
     if isinstance(table, TfdsRows) or isinstance(other, TfdsRows):
         return False
     apart = table.folder.resolve() != other.folder.resolve()
-    return _share_a_file(table.files, other.files) and not (apart and table.named())
+    return _share_a_file(table.files, other.files) and not (apart and _sizes_of_images(table))
+
+
+def contents(table: Table) -> list[str]:
+    """Digests of the contents of each file, with the sizes of the images that are named: equal for copies elsewhere.
+
+    Args:
+        table: rows of files.
+
+    Returns:
+        A digest per file; none for a TFDS folder, of which the splits share files.
+    """
+    if isinstance(table, TfdsRows):
+        return []
+    images = repr(_sizes_of_images(table))
+    return [hashlib.sha256(f"{_digest(file)} {images}".encode()).hexdigest() for file in table.files]
+
+
+def _sizes_of_images(table: Table) -> list[int]:
+    """Sizes of the image files that rows name. A path beside the bytes of an image may be that of no file."""
+    files = (os.path.join(table.folder, name) for name in table.named())
+    return [os.stat(file).st_size for file in files if os.path.isfile(file)]
 
 
 def _share_a_file(files: Sequence[Path], others: Sequence[Path]) -> bool:

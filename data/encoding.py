@@ -13,6 +13,7 @@ from transformers import ProcessorMixin
 
 from antgmm_jax.config import LMMConfig
 from antgmm_jax.errors import AntgmmError
+from antgmm_jax.extras import versions_of
 from antgmm_jax.families import inputs
 from antgmm_jax.families.common.words import LongText, Messages
 from antgmm_jax.io.files import one_line
@@ -23,11 +24,16 @@ from data.rows import Row
 
 _OF_PROCESSORS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, MemoryError)
 """What processors raise for a row that they cannot read."""
-_FORMAT = 11
+_FORMAT = 12
 """Format version of encoded rows; increase it to invalidate caches."""
 
 _IDLE = {"is_local", "local_files_only", "model_specific_special_tokens", "model_max_length", "tokenizer_class"}
 """Settings of a tokenizer that differ between a new one and its saved files, so that both share a cache."""
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of what reads text and resizes pictures: another one may encode the same row otherwise."""
+    return versions_of("transformers", "tokenizers", "torchvision", "pillow")
 
 
 class TooLong(NamedTuple):

@@ -100,12 +100,14 @@ def inside(folder: Path, path: str) -> Path:
         Resolved path.
 
     Raises:
-        BadRow: the path leaves the folder (by `..`, as an absolute path or through a link).
+        BadRow: the path leaves the folder (by `..`, as an absolute path or through a link), or is one of Windows.
     """
     try:
         resolved = (folder / path).resolve()
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link to itself
         raise BadRow(f"image path {quoted(path)} is not a path") from error
+    if "\\" in path and not resolved.exists():
+        raise BadRow(f"image path {quoted(path)} separates folders by \\: write / instead")
     if not any(resolved.is_relative_to(root.resolve()) for root in (folder, contents(folder))):
         raise BadRow(f"image path {quoted(path)} leaves the data folder: name the folder of all images with images")
     return resolved

@@ -16,7 +16,7 @@ FOLDER_BYTES = 1 << 30
 """Maximum size of the folder; the least recently used results are removed."""
 SETTLED = 2.0
 """Seconds since its last change after which a file counts as complete: times of files have a coarse resolution."""
-_FORMAT = 8
+_FORMAT = 9
 """To be increased when the parsing of rows changes (`data.rows`, `data.chat_rows`): what is valid is stored."""
 _NAMES, _COLUMN = "names", "column/"
 """Names of the array with the names of the columns, and, before theirs, of the columns: `numpy.savez` has arguments."""

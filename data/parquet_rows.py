@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from antgmm_jax.errors import AntgmmError
 from data.arrow_rows import all_rows, named_images, one_row, used_columns, value_bytes
+from data.chat_rows import PATHS
 from data.files import decode_image, files_digest, images_digest, inside
 from data.kept import from_bytes, kept, to_bytes
 from data.limits import GROUP_BYTES, check_group
@@ -111,9 +112,9 @@ class ParquetRows:
 
 
 def _read_group(file: Path, table: pq.ParquetFile, group: int, names: list[str]) -> _Group:
-    """Columns of a row group. Raises AntgmmError if its texts are too large, as shared ones may be."""
+    """Columns, or leaves of them, of a row group. Raises AntgmmError if its texts are too large: they may be shared."""
     rows, stored = table.read_row_group(group, names), file.stat().st_size
-    sizes = {name: value_bytes(rows[name]) for name in names}
+    sizes = {name: value_bytes(rows[name]) for name in rows.column_names}
     for name, each in sizes.items():
         if name not in ALIASES["image"]:
             check_group(f"{file}: column {name!r} of row group {group + 1}", int(each.sum()), stored)
@@ -124,9 +125,9 @@ def _named_pictures(file: Path) -> list[str]:
     """Image paths in the rows."""
 
     def read(table: pq.ParquetFile) -> Iterator[str]:
-        names = named_images(table.schema_arrow)
-        for group in range(table.num_row_groups if names else 0):
-            for batch in _read_group(file, table, group, names).table.to_batches(max_chunksize=_BATCH):
+        leaves = _leaves_of(named_images(table.schema_arrow), table.metadata)
+        for group in range(table.num_row_groups if leaves else 0):
+            for batch in _read_group(file, table, group, leaves).table.to_batches(max_chunksize=_BATCH):
                 yield from (name for row in all_rows(batch) for name in image_names(row))
 
     return _opened(file, lambda table: [*read(table)])
@@ -153,6 +154,13 @@ def _sizes(file: Path) -> list[int]:
 def _leaves(about: pq.FileMetaData) -> list[pq.ColumnSchema]:
     """Columns of values. What describes them in a row group is not read: if damaged, it would end the process."""
     return [about.schema.column(place) for place in range(about.num_columns)]
+
+
+def _leaves_of(schema: pyarrow.Schema, about: pq.FileMetaData) -> list[str]:
+    """Columns of values in the columns of `named_images`."""
+    paths = {leaf.path for leaf in _leaves(about) if leaf.path.partition(".")[0] in schema.names}
+    beside = {f"{path.rpartition('.')[0]}.bytes" for path in paths if path.rpartition(".")[2] in PATHS}
+    return sorted(paths - beside)
 
 
 def _opened(file: Path, read) -> Any:

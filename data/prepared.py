@@ -10,14 +10,14 @@ from antgmm_jax.io.folders import claimed, writing
 from antgmm_jax.io.hub import is_remote
 from antgmm_jax.io.shards import Shards
 from data.building import build, row_of
-from data.encoding import Encoder
+from data.encoding import Encoder, versions
 from data.record import Record
 from data.rows import Row
 from data.source import Source
 from data.store import THREADS, Encoded, Shown, unshown
 
 ABOUT = "prepared.json"
-_FORMAT = 2
+_FORMAT = 3
 
 
 class PreparedSource(Source):
@@ -59,6 +59,16 @@ class PreparedSource(Source):
         digest, split = self._about["origin"]
         return digest, split
 
+    def contents(self) -> list[str]:
+        """Returns those of the records from which the folder was made."""
+        return self._about["contents"]
+
+    def other_versions(self) -> str:
+        """Names libraries with which the records were encoded and that have another version here; "" for none."""
+        now = versions()
+        other = {name: each for name, each in self._about["versions"].items() if now.get(name) != each}
+        return ", ".join(f"{name} {each} (here {now.get(name, 'none')})" for name, each in other.items())
+
     def encoded(self, encoder: Encoder) -> Path:
         """Returns the folder with the encoded records.
 
@@ -95,7 +105,8 @@ def prepare(source: Source, encoder: Encoder, folder: Path, *, shown: Shown = un
     if not folder.exists():
         title = f"preparing {source.path or 'records'}"
         with writing(folder), claimed(folder), shown(title, len(source)) as progress:
-            about = {"format": _FORMAT, **digests, "origin": [*source.origin()], "settings": encoder.settings}
+            about = {"format": _FORMAT, **digests, "origin": [*source.origin()], "contents": source.contents()}
+            about |= {"settings": encoder.settings, "versions": versions()}
             build(source, encoder, folder, progress, most=math.inf, threads=THREADS, about=about)
     elif {name: _read(folder)[name] for name in digests} != digests:
         raise AntgmmError(f"{folder} holds other rows or was made with other settings: choose another folder")

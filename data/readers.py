@@ -19,7 +19,7 @@ from antgmm_jax.extras import require
 from antgmm_jax.io.files import check_regular
 from antgmm_jax.io.hub import local
 from antgmm_jax.io.hub import parse as parse_name
-from data.copies import copied
+from data.copies import contents, copied
 from data.json_rows import JsonRows
 from data.kept import Columns, kept
 from data.limits import BadRow, quoted, short
@@ -30,8 +30,10 @@ from data.table import Table
 from data.tar_rows import TarRows
 from data.tfds_rows import TfdsRows
 
-_SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(?=[-_.]|$)", re.IGNORECASE)
-"""Name of a split at the beginning of a file's name, as data sets of the Hub have it."""
+_SPLIT = re.compile(
+    r"(?:^|[-_.])(training|train|validation|valid|val|dev|test|evaluation|eval)(?=[-_.\d]|$)", re.IGNORECASE
+)
+"""Name of a split as a word of a file's name; the last one counts (`dev-kit-train-00000-of-00010.parquet`)."""
 _SHOWN = 1000
 """Invalid rows that are listed one by one; a file that begins with so many is not read to its end."""
 _SUFFIXES = {"jsonl": (".jsonl", ".json"), "parquet": (".parquet",), "arrow": (".arrow",), "webdataset": (".tar",)}
@@ -131,13 +133,17 @@ class FileSource(Source):
         """Returns a digest of the files, and the name of the split."""
         return self._table.digest(), self._split
 
+    def contents(self) -> list[str]:
+        """Returns digests of the contents of the files."""
+        return contents(self._table)
+
     def overlaps(self, other: Source) -> bool:
         """Whether two sources have rows of equal files in common."""
-        if super().overlaps(other):
-            return True
-        if not isinstance(other, FileSource) or {self._split, other._split} == {"train", "test"}:
+        if not isinstance(other, FileSource):
+            return super().overlaps(other)
+        if {self._split, other._split} == {"train", "test"}:
             return False
-        return copied(self._table, other._table)
+        return self.origin() == other.origin() or copied(self._table, other._table)
 
     def check(self, bad: Mapping[int, str]) -> None:
         """Raises one error that lists all invalid rows, or if there are too few records.
@@ -347,10 +353,11 @@ def _files(path: Path, kind: str, hint: str = "") -> list[Path]:
         check_regular(file)
     if kind == "jsonl" and len(files) > 1:
         raise AntgmmError(f"{path} contains {', '.join(f.name for f in files)}: specify one of these files")
-    splits = {match[0].lower(): file for file in files if (match := _SPLIT.match(file.stem))}
+    found = ((file, [*_SPLIT.finditer(file.stem)]) for file in files)
+    splits = {words[-1][1].lower(): (file, words[-1].end()) for file, words in found if words}
     if len(splits) > 1 and not pattern:
-        split, file = max(splits.items())
-        one = file.name if len(file.stem) == len(split) else f"{file.stem[: len(split) + 1]}*{file.suffix}"
+        file, end = max(splits.items())[1]
+        one = file.name if len(file.stem) == end else f"{file.stem[: end + 1]}*{file.suffix}"
         raise AntgmmError(
             f"{path} holds the splits {', '.join(sorted(splits))}, which are not to be mixed: specify the files of one,"
             f" such as {path / one}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from data.chat_rows import PLACE, TURNS, as_file, by_turn, has_turns, own_images, own_system, parse_chat
+from data.chat_rows import PLACE, TURNS, as_file, by_turn, file_of, has_turns, own_images, own_system, parse_chat
 from data.limits import BadRow, check_text, quoted
 from data.record import Turn, prompt
 
@@ -238,7 +238,7 @@ def _images(value: Any) -> tuple[str | bytes, ...]:
 def _held(value: Any) -> Any:
     """What a raw image holds or names: Hugging Face datasets writes {"bytes": ..., "path": ...} to Parquet."""
     if isinstance(value, Mapping) and {"bytes", "path"} & set(value):
-        return value.get("bytes") or value.get("path")
+        return file_of(value)
     return value
 
 

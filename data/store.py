@@ -14,11 +14,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from flax.serialization import msgpack_restore
 
-from antgmm_jax.extras import versions_of
 from antgmm_jax.io import folders
 from antgmm_jax.io.shards import Shards
 from data.building import Progress, build, silent
-from data.encoding import Encoder
+from data.encoding import Encoder, versions
 from data.index import COLUMNS, Index, read_arrays
 from data.kept import cache_folder
 from data.record import Arrays
@@ -140,9 +139,7 @@ def open_if_encoded(source: Source, encoder: Encoder, folder: Path | None = None
 
 
 def _place(source: Source, encoder: Encoder, folder: Path | None) -> Path:
-    # Another version of what reads text and resizes pictures may encode the same row otherwise.
-    versions = versions_of("transformers", "tokenizers", "torchvision", "pillow")
-    name = hashlib.sha256(f"{source.digest()} {encoder.digest()} {versions}".encode()).hexdigest()[:32]
+    name = hashlib.sha256(f"{source.digest()} {encoder.digest()} {versions()}".encode()).hexdigest()[:32]
     return (folder or cache_folder("data")) / name
 
 

@@ -175,6 +175,12 @@ def _sample(parts: dict[str, bytes]) -> Any:
         return fields
     if not pictures:
         return BadRow(f"needs an image and a .json, has {short(', '.join(sorted(parts)))}")
+    infixes = [suffix.rpartition(".")[0] for suffix in pictures]
+    if "" in infixes and (other := [infix for infix in infixes if infix and not re.search(r"\d", infix)]):
+        return BadRow(
+            f"has a picture {quoted(other[0])} beside its own, such as a mask: leave it out, or number the pictures of"
+            " the row (KEY.0.png, KEY.1.png)"
+        )
     # The fields may name the pictures too.
     others = {name: value for name, value in fields.items() if name not in ALIASES["image"]}
     return {**others, "image": [parts[suffix] for suffix in sorted(pictures, key=_by_number)]}

@@ -112,6 +112,9 @@ def test_options_must_be_in_the_question():
         ("file:///a%20b.png", ("/a b.png",)),
         (None, ()),
         ({"bytes": None, "path": None}, ()),
+        ({"bytes": None, "path": "a.png"}, ("a.png",)),
+        ({"bytes": b"", "path": None}, "image is empty"),  # it is no row without an image
+        ({"bytes": b"", "path": ""}, "image is empty"),
         ("https://a.b/c.png", "'https://a.b/c.png' is not a file: save it and write its path"),
         ("data:image/png;base64,!", "'data:image/png;base64',... holds no base64"),
         ("data:image/png;base64,\xe9", "'data:image/png;base64',... holds no base64"),

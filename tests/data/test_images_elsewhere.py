@@ -16,6 +16,7 @@ from experiments.auto.rows import tables
 from experiments.commands.sources import records
 from experiments.run.rows.datasets import load_records
 from experiments.run.schema.tables import FileData
+from tests.data.test_chat_rows import saved_to_disk
 
 
 @pytest.fixture
@@ -33,6 +34,12 @@ def folder(tmp_path):
     (tmp_path / "rows" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows" / "train.parquet")
     return tmp_path
+
+
+def pq_write(folder, tables):
+    from pyarrow import parquet
+
+    parquet.write_table(tables[0], folder / "0.parquet")
 
 
 def shades(source):
@@ -104,3 +111,63 @@ def test_equal_files_with_other_images_are_no_copies(folder):
 def test_a_path_without_images_stays_whole():
     assert path_and_images("a:b.jsonl") == ("a:b.jsonl", "")
     assert path_and_images("a.jsonl:images=c:d") == ("a.jsonl", "c:d")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("column", ["image", "images", "messages"])
+def test_paths_that_stand_beside_bytes_are_watched(folder, kind, column):
+    """As Hugging Face datasets stores images: the bytes are null where files are named."""
+    pa = pytest.importorskip("pyarrow")
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    part = pa.struct([("type", pa.string()), ("image", image), ("text", pa.string())])
+    turn = pa.struct([("role", pa.string()), ("content", pa.list_(part))])
+    given, answer = {"bytes": None, "path": "train/0.png"}, {"type": "text", "text": "red"}
+    values = {
+        "image": (image, given),
+        "images": (pa.list_(image), [given]),
+        "messages": (
+            pa.list_(turn),
+            [
+                {"role": "user", "content": [{"type": "image", "image": given}, {"type": "text", "text": "what?"}]},
+                {"role": "assistant", "content": [answer]},
+            ],
+        ),
+    }
+    table = pa.table(
+        {
+            column: pa.array([values[column][1]], values[column][0]),
+            **({} if column == "messages" else {"question": ["what?"], "answer": ["red"]}),
+        }
+    )
+    where = folder / "rows" / kind
+    where.mkdir()
+    (pq_write if kind == "parquet" else saved_to_disk)(where, [table])
+    source = read_records(kind, where, images=str(folder / "coco"))
+    before = source.digest()
+    assert shades(source) == [50]
+    Image.fromarray(np.full((9, 9, 3), 90, np.uint8)).save(folder / "coco" / "train" / "0.png")
+    after = read_records(kind, where, images=str(folder / "coco"))
+    assert after.digest() != before and shades(after) == [90]
+
+
+def test_copies_of_rows_with_the_bytes_of_their_images_are_noticed_elsewhere(folder):
+    """`push_to_hub` leaves a path beside the bytes, which names no file."""
+    pa = pytest.importorskip("pyarrow")
+    content = (folder / "coco" / "train" / "0.png").read_bytes()
+    table = pa.Table.from_pylist([{"image": {"bytes": content, "path": "0.png"}, "question": "what?", "answer": "red"}])
+    sources = []
+    for name in ("here", "there"):
+        (folder / name).mkdir()
+        pq_write(folder / name, [table])
+        sources.append(read_records("parquet", folder / name))
+    assert sources[0].overlaps(sources[1])
+
+
+def test_backslashes_between_folders_say_what_to_write(folder):
+    rows = folder / "rows" / "train.jsonl"
+    rows.write_text(json.dumps({"image": "train\\0.png", "question": "what?", "answer": "red"}) + "\n")
+    with pytest.raises(AntgmmError, match="rows are invalid; correct") as caught:
+        [*read_all(read_records("jsonl", rows, images=str(folder / "coco")), lambda record: record)]
+    assert r"image path 'train\\0.png' separates folders by \: write / instead" in str(caught.value)
+    (folder / "coco" / "train\\0.png").write_bytes((folder / "coco" / "train" / "0.png").read_bytes())  # a name here
+    assert shades(read_records("jsonl", rows, images=str(folder / "coco"))) == [50]

@@ -147,3 +147,24 @@ def test_a_second_process_does_not_prepare_into_the_same_folder(files):
 def test_a_folder_in_a_store_or_on_the_hub_is_refused_in_one_line(path):
     data = PreparedData(kind="prepared", path=path, samples=ROWS)
     refused("prepared data is read from a disk alone: copy the folder to one", load_records, data)
+
+
+def test_copied_rows_are_noticed_where_their_pictures_are_copied_too(files, tmp_path):
+    """On another machine files have other times."""
+    prepared = PreparedSource(files / "prepared")
+    for folder in ("copied", "other"):
+        (tmp_path / folder).mkdir()
+        for file in (*files.glob("*.png"), files / "rows.jsonl"):
+            (tmp_path / folder / file.name).write_bytes(file.read_bytes())
+    assert prepared.overlaps(read_records("jsonl", tmp_path / "copied" / "rows.jsonl"))
+    assert read_records("jsonl", tmp_path / "copied" / "rows.jsonl", most=2).overlaps(prepared)
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "other" / "1.png")
+    assert not prepared.overlaps(read_records("jsonl", tmp_path / "other" / "rows.jsonl"))
+
+
+def test_rows_that_another_version_prepared_are_named(files, monkeypatch):
+    source = PreparedSource(files / "prepared")
+    assert source.other_versions() == ""
+    here = source._about["versions"]
+    monkeypatch.setattr("data.prepared.versions", lambda: {**here, "pillow": "99.0"})
+    assert source.other_versions() == f"pillow {here['pillow']} (here 99.0)"

@@ -90,6 +90,31 @@ def test_a_split_without_rows_is_named(folder):
         empty.check({})
 
 
+@pytest.mark.parametrize(
+    ("names", "pattern"),
+    [
+        (("vqa-train", "vqa-test"), "vqa-train"),
+        (("train2014", "val2014"), "val2*"),
+        (("dev-kit-train-00000-of-00001", "dev-kit-eval-00000-of-00001"), "dev-kit-train-*"),
+        (("SET.Training_0", "SET.Validation_0"), "SET.Validation_*"),
+    ],
+)
+def test_splits_are_found_at_any_place_of_a_name(tmp_path, names, pattern):
+    for name in names:
+        (tmp_path / f"{name}.parquet").touch()
+    with pytest.raises(AntgmmError, match="holds the splits") as caught:
+        read_records("parquet", tmp_path)
+    assert str(caught.value).endswith(f" such as {tmp_path / pattern}.parquet")
+
+
+@pytest.mark.parametrize("names", [("contest-1", "latest-2"), ("trainer-0", "device-0"), ("a-train-0", "a-train-1")])
+def test_files_of_one_split_are_read_together(tmp_path, names):
+    for name in names:
+        (tmp_path / f"{name}.parquet").touch()
+    with pytest.raises(AntgmmError, match="is not a readable Parquet file"):
+        read_records("parquet", tmp_path)
+
+
 def test_splits_of_a_folder_are_not_mixed(tmp_path):
     for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
         (tmp_path / f"{name}.parquet").touch()

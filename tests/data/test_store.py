@@ -128,7 +128,7 @@ def test_rows_are_encoded_again_by_another_version_of_the_processor(rows, encode
     opened(rows, encode)
     source = read_records("jsonl", rows)
     assert open_if_encoded(source, encode, rows.parent / "cache") is not None
-    monkeypatch.setattr("data.store.versions_of", lambda *names: {"torchvision": "0.1"})
+    monkeypatch.setattr("data.encoding.versions_of", lambda *names: {"torchvision": "0.1"})
     assert open_if_encoded(source, encode, rows.parent / "cache") is None
 
 

@@ -123,3 +123,16 @@ def test_pictures_of_a_sample_are_in_the_order_of_the_numbers_in_their_names(tmp
     for number, image in enumerate(record.images):
         np.testing.assert_array_equal(image, picture(number))
     assert len(record.images) == len(names)
+
+
+def test_a_mask_beside_a_picture_is_refused(tmp_path):
+    row = json.dumps({"question": "what?", "answer": "red"}).encode()
+    files = {"a.jpg": png(picture(0)), "a.seg.png": png(picture(1)), "a.json": row}
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    with pytest.raises(AntgmmError, match="1 of 1 rows are invalid") as caught:
+        read("webdataset", tmp_path)
+    assert "has a picture '.seg' beside its own, such as a mask: leave it out" in str(caught.value)

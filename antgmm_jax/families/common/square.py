@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from antgmm_jax.errors import AntgmmError
 from antgmm_jax.families.common.words import starts_itself
 
 Tree = dict[str, np.ndarray]
+_LOCK = Lock()
+_BEFORE: list[int] = []
+"""Threads that torch had before `one_thread`, for each caller that is in it."""
 
 
 class SquarePictures:
@@ -96,20 +100,24 @@ def _has_usual_steps(images: Any) -> bool:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Limits torch, with which image processors may resize, to one thread.
+    """Limits torch, with which image processors may resize, to one thread, for several callers at a time.
 
     Several threads read rows already. On two busy cores an image took 16 ms with torch's own threads and 1.6 ms with
     one.
     """
     torch = sys.modules.get("torch")
-    before = torch.get_num_threads() if torch else 0
-    if torch:
-        torch.set_num_threads(1)
+    if torch is None:
+        yield
+        return
+    with _LOCK:
+        own = torch.get_num_threads()  # a thread's first call takes the number set last, which is 1 within a caller
+        _BEFORE.append(_BEFORE[-1] if _BEFORE else own)
+        torch.set_num_threads(1)  # of the calling thread, and of those that begin later
     try:
         yield
     finally:
-        if torch:
-            torch.set_num_threads(before)
+        with _LOCK:
+            torch.set_num_threads(_BEFORE.pop())
 
 
 def unscaled(processor: Any, text: str, images: Sequence[np.ndarray]) -> Any:

@@ -98,7 +98,8 @@ def encode_both(
 
     samples = _both(make, (records[0], True), (records[1], False))
     check_apart(*records)
-    for warning in filter(None, (template_warning(processor), _position_warning(recipe, samples))):
+    warnings = (template_warning(processor), _position_warning(recipe, samples), *map(_version_warning, records))
+    for warning in filter(None, warnings):
         say(f"warning: {warning}")
     return samples
 
@@ -112,6 +113,12 @@ def _position_warning(recipe: Recipe | Training, samples: "Both[Samples]") -> st
     count = sum(int((each.needs.text > longest).sum()) for each in samples)
     rows = f"{count} rows for training and evaluation have more tokens than the {longest} positions of {model}"
     return f"{rows}: shorten or remove them" if count else ""
+
+
+def _version_warning(source: Source) -> str:
+    """A warning of rows that other versions have encoded, perhaps otherwise than a server will; "" without one."""
+    other = source.other_versions() if isinstance(source, PreparedSource) else ""
+    return f"{source.path} was prepared with {other}: prepare it again if they read rows otherwise" if other else ""
 
 
 def check_apart(trained: Source, tests: Source) -> None:
