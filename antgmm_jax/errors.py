@@ -1,6 +1,7 @@
 """The exception for errors that the user can fix."""
 
 import errno
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ _LONGEST = 1000
 class AntgmmError(Exception):
     """An error in the input or the environment; its one-line message names the cause and the remedy.
 
-    The command line prints the message without a traceback and exits with a non-zero status. Names in a message may
+    The command line prints the message without a traceback and exits with `exit_code`. Names in a message may
     come from the files of a stranger, so line breaks in it are escaped, and a very long line is shortened.
 
     Args:
@@ -29,11 +30,19 @@ class AntgmmError(Exception):
         lines: faults that it lists, such as those of rows; each is printed on a line of its own.
     """
 
+    exit_code = 2
+
     def __init__(self, message: str, *lines: str):
         super().__init__(message, *lines)
 
     def __str__(self) -> str:
         return "\n".join(map(_shown, self.args))
+
+
+class OtherProcessError(AntgmmError):
+    """An error of another process, which this one cannot name: starting all of them again may be enough."""
+
+    exit_code = os.EX_TEMPFAIL
 
 
 def _shown(line: str) -> str:

@@ -1,7 +1,7 @@
 """The command line `antgmm`.
 
-Exit codes: 0 for success, 2 for an error in the input or environment (one line on stderr), 130 for Ctrl-C, 143 for a
-run that SIGTERM ended.
+Exit codes: 0 for success, 2 for an error in the input or environment (one line on stderr), 75 for one of another
+process, 130 for Ctrl-C, 143 for a run that SIGTERM ended.
 """
 
 import logging
@@ -54,7 +54,7 @@ class _Group(TyperGroup):
             with disk_errors(), _usage_errors(ctx):
                 return super().invoke(ctx)
         except AntgmmError as error:
-            raise _failure(str(error)) from error
+            raise _failure(str(error), error.exit_code) from error
         except (MemoryError, RuntimeError, ImportError) as error:
             if (line := memory_error(error)) is None:
                 raise
@@ -81,9 +81,9 @@ def _usage_errors(ctx: Any) -> Iterator[None]:
         raise _failure(str(AntgmmError(f"{message[:1].lower()}{message[1:]} (see {command} --help)"))) from error
 
 
-def _failure(message: str) -> typer.Exit:
+def _failure(message: str, code: int = AntgmmError.exit_code) -> typer.Exit:
     typer.echo(f"error: {printable(message)}", err=True)
-    return typer.Exit(2)
+    return typer.Exit(code)
 
 
 app = typer.Typer(

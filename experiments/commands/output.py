@@ -150,19 +150,21 @@ def check_push(name: str) -> None:
 
 
 def upload(directory: Path, name: str) -> None:
-    """Uploads an export to the Hub, in the first process of a run.
+    """Uploads an export to the Hub, in the first process of a run, while the others wait.
 
     Args:
         directory: Hugging Face directory.
         name: value of `--push`; "" for no upload.
 
     Raises:
-        AntgmmError: the upload failed.
+        AntgmmError: the upload failed; every process raises it.
     """
     from antgmm_jax.io.hub import push
-    from antgmm_jax.parallel.processes import is_first
+    from antgmm_jax.parallel.processes import run_on_first
 
-    if name and is_first():
-        with working(f"uploading {directory} to {name}"):
-            url = push(directory, name)
+    if not name:
+        return
+    with working(f"uploading {directory} to {name}"):
+        url = run_on_first(lambda: push(directory, name))
+    if url:
         say(f"uploaded: {url}")

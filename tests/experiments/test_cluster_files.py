@@ -16,6 +16,7 @@ import yaml
 from jax._src.clusters.cloud_tpu_cluster import coordinator_port
 from typer.testing import CliRunner
 
+from antgmm_jax.errors import AntgmmError, OtherProcessError
 from antgmm_jax.parallel.preemption import EXIT_CODE
 from experiments.cli import app
 from experiments.run.host.meshes import parse
@@ -73,7 +74,9 @@ def test_a_manifest_has_the_devices_of_its_mesh(name):
             assert int(variable["value"]) == spec["completions"]
     topology = pod.get("nodeSelector", {}).get("cloud.google.com/gke-tpu-topology")
     assert topology is None or math.prod(map(int, topology.split("x"))) == devices(container["args"])
-    assert [EXIT_CODE] in [rule["onExitCodes"]["values"] for rule in spec["podFailurePolicy"]["rules"][:1]]
+    rules = [(rule["action"], rule["onExitCodes"]["values"]) for rule in spec["podFailurePolicy"]["rules"][:2]]
+    assert rules == [("FailJob", [AntgmmError.exit_code]), ("Ignore", [EXIT_CODE])]
+    assert AntgmmError.exit_code != OtherProcessError.exit_code
 
 
 @pytest.mark.parametrize("name", MANIFESTS)

@@ -9,12 +9,13 @@ from typing import Any
 
 import jax
 
-from antgmm_jax.errors import AntgmmError
+from antgmm_jax.errors import AntgmmError, OtherProcessError
 from antgmm_jax.parallel import preemption, sharding
 from antgmm_jax.parallel.memory import agreed
 from antgmm_jax.parallel.processes import barrier, is_first
 from experiments.run.host.accelerators import unused_gpu
 from experiments.run.host.console import CONSOLE, say
+from experiments.run.host.programs import share_programs
 
 MOST_SIMULATED = 512
 """CPU devices of a process: a hundred thousand take gigabytes, and do not start within a minute."""
@@ -62,8 +63,9 @@ def devices(mesh: str, coordinator: str, processes: int, process: int) -> Iterat
     if sizes and jax.default_backend() == "cpu" and jax.local_device_count() > 1:
         say(f"note: --mesh {mesh} has simulated devices: times and memory are those of this CPU")
     with preemption.watched(say, distributed=bool(coordinator)), _on_mesh(sizes):
-        # The first collective connects the GPUs, with a limit of minutes: before the first process copies files.
-        barrier("start")
+        if coordinator:
+            # The first collective connects the GPUs, with a limit of minutes: before the first process copies files.
+            share_programs()
         with agreed():
             try:
                 yield
@@ -85,8 +87,8 @@ def _on_mesh(sizes: dict[str, int]) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        reason = str(error).splitlines()[0]
-        raise AntgmmError(f"this process or another one has failed ({reason}): start all of them again") from error
+        reason = f"this process or another one has failed ({str(error).splitlines()[0]})"
+        raise OtherProcessError(f"{reason}: start all of them again") from error
 
 
 def simulate(count: int) -> None:

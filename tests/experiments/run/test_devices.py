@@ -1,5 +1,6 @@
 """Options for meshes, devices and processes."""
 
+import os
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -8,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from antgmm_jax.errors import AntgmmError
+from antgmm_jax.errors import AntgmmError, OtherProcessError
 from antgmm_jax.parallel import preemption
 from experiments.lab.servers.starting import free_port
 from experiments.run.host import meshes
@@ -115,9 +116,50 @@ def test_after_sigterm_to_one_process_both_leave_at_the_same_point():
     assert steps[0] == steps[1] and 3 < int(steps[0]) < 100
 
 
+COMPILED = """
+import sys
+import jax
+from experiments.run.host.meshes import devices
+
+with devices("", sys.argv[1], 2, int(sys.argv[2])):
+    jax.jit(lambda x: x + 1)(1)
+    print(jax.config.jax_enable_compilation_cache)
+"""
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_programs_are_kept_only_where_all_processes_see_them(tmp_path, shared):
+    """XLA's processes wait for each other while they compile for GPUs, so none may read what others compile."""
+    command = [sys.executable, "-c", COMPILED, f"127.0.0.1:{free_port()}"]
+    folders = [tmp_path / ("0" if shared else name) for name in "01"]
+    keep = {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    both = [
+        subprocess.Popen(
+            [*command, name],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**keep, "JAX_COMPILATION_CACHE_DIR": str(folder)},
+        )
+        for name, folder in zip("01", folders, strict=True)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [output.split()[-1] for output in outputs] == [str(shared)] * 2, outputs
+    note = f"note: not all processes see {folders[0]}: programs are compiled at each start"
+    assert [" ".join(output.split()).count(note) for output in outputs] == [0 if shared else 1, 0]
+    kept = [path.name for path in folders[0].iterdir()]
+    assert any(name.startswith("jit_") for name in kept) == shared
+    assert not [name for name in kept if name.startswith(".seen")]
+
+
 DIFFERENT = """
 import sys
-from antgmm_jax.errors import AntgmmError
+from antgmm_jax.errors import AntgmmError, OtherProcessError
 from antgmm_jax.parallel.processes import check_equal
 from experiments.run.host.meshes import devices
 
@@ -153,8 +195,8 @@ def test_a_failed_connection_is_refused_in_one_line():
 def test_the_loss_of_another_process_is_reported(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: None)
-    monkeypatch.setattr(meshes, "barrier", lambda moment: None)
+    monkeypatch.setattr(meshes, "share_programs", lambda: None)
     monkeypatch.setattr(meshes, "agreed", nullcontext)
-    refused = pytest.raises(AntgmmError, match=r"has failed \(UNKNOWN: closed by peer\): start all of them again$")
-    with refused, devices("data=8", "localhost:1", 2, 1):
+    message = r"has failed \(UNKNOWN: closed by peer\): start all of them again$"
+    with pytest.raises(OtherProcessError, match=message), devices("data=8", "localhost:1", 2, 1):
         raise jax.errors.JaxRuntimeError("UNKNOWN: closed by peer\nat line 1")
