@@ -4,12 +4,15 @@ A folder of the cache contains a data set encoded by one processor: `index.npz` 
 with token ids and, if they fit, images. It is written under a hidden name and renamed.
 """
 
+import fcntl
 import hashlib
 import os
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 from flax.serialization import msgpack_restore
@@ -45,6 +48,7 @@ class Encoded:
         source: records.
         encoder: encoder of the records.
         folder: complete folder of the cache.
+        use: what keeps the folder from being removed.
 
     Attributes:
         source: records.
@@ -54,8 +58,10 @@ class Encoded:
         dropped: number of records of the source that were too long and are left out.
     """
 
-    def __init__(self, source: Source, encoder: Encoder, folder: Path):
+    def __init__(self, source: Source, encoder: Encoder, folder: Path, use: BinaryIO | None = None):
         self.source, self.encoder = source, encoder
+        if use is not None:
+            weakref.finalize(self, use.close)
         arrays = read_arrays(folder / "index.npz")
         source.restore({name[len("places/") :]: x for name, x in arrays.items() if name.startswith("places/")})
         names, fingerprint = tuple(arrays["names"].tolist()), str(arrays["fingerprint"])
@@ -123,7 +129,7 @@ def open_encoded(
             with shown(f"reading {source.path or 'records'}", len(source)) as progress:
                 build(source, encoder, place, progress, most=None if source.drawn else MOST_BYTES, threads=THREADS)
         os.utime(place)
-        return Encoded(source, encoder, place)
+        return Encoded(source, encoder, place, _use(place))
 
 
 def open_if_encoded(source: Source, encoder: Encoder, folder: Path | None = None) -> Encoded | None:
@@ -143,19 +149,31 @@ def _place(source: Source, encoder: Encoder, folder: Path | None) -> Path:
     return (folder or cache_folder("data")) / name
 
 
+def _use(place: Path) -> BinaryIO:
+    """A file with a lock that many processes may hold, until they close it.
+
+    On a network file system, other machines cannot read on in a file that one has removed.
+    """
+    file = place.with_suffix(".used").open("ab+")
+    fcntl.flock(file, fcntl.LOCK_SH)
+    return file
+
+
 def _evict(folder: Path) -> None:
-    """Removes old data sets from the cache. Other processes can still read their open files."""
+    """Removes old data sets from the cache that no process has open."""
     used = {path: _used(path) for path in folder.iterdir() if path.is_dir()}
     sizes = {path: size for path, (_, size) in used.items()}
     for path in sorted(used, key=lambda path: used[path][0]):
         if sum(sizes.values()) <= CACHE_BYTES:
             break
-        lock = folder / f"{path.name.removeprefix('.').removesuffix('.tmp')}.lock"
+        name = path.name.removeprefix(".").removesuffix(".tmp")
+        lock, use = folder / f"{name}.lock", folder / f"{name}.used"
         try:
-            with FileLock(lock, timeout=0):
+            with FileLock(lock, timeout=0), FileLock(use, timeout=0):
                 folders.discard(path)
-                lock.unlink(missing_ok=True)  # while it is held, so that no two processes hold different files of it
-        except (Timeout, OSError):  # being written; or another process has removed it
+                for file in (use, lock):  # while they are held, so that no two processes hold different files
+                    file.unlink(missing_ok=True)
+        except (Timeout, OSError):  # being written or read; or another process has removed it
             continue
         sizes.pop(path)
 

@@ -354,6 +354,28 @@ def test_the_cache_removes_the_oldest_data(rows, encode, monkeypatch):
     assert not names[3] & names[2]
 
 
+def test_data_that_a_process_has_open_stays_in_the_cache(rows, encode, monkeypatch):
+    monkeypatch.setattr(store, "CACHE_BYTES", 0)
+    first = opened(rows, encode)
+    write(rows.parent, [{"image": "0.png", "question": "is it red?", "answer": "no"}])
+    cache = rows.parent / "cache"
+
+    def kept():
+        opened(rows, encode)
+        return {path.name for path in cache.iterdir() if path.is_dir()}
+
+    assert len(kept()) == 2
+    write(rows.parent, [{"image": "0.png", "question": "is it red?", "answer": "yes"}])
+    assert len(first) == 6 and len(kept()) == 2  # the second one was closed
+    del first
+    write(rows.parent, [{"image": "0.png", "question": "is it red?", "answer": "perhaps"}])
+    names = kept()
+    assert len(names) == 1
+    assert {path.name for path in cache.iterdir()} == {
+        f"{name}{end}" for name in names for end in ("", ".lock", ".used")
+    }
+
+
 def test_progress_is_reported(rows, encode):
     counts = []
     ids = [record.id for _, record in read_all(read_records("jsonl", rows), lambda r: r, lambda n, _: counts.append(n))]

@@ -28,9 +28,7 @@ def share_programs() -> None:
         jax.config.update("jax_enable_compilation_cache", True)
         compilation_cache.reset_cache()  # JAX looks at the setting once
     elif token:
-        say(
-            f"note: not all processes see {folder}: programs are compiled at each start; set XDG_CACHE_HOME to share it"
-        )
+        say(f"note: not all processes see {folder}: programs are compiled at each start; XDG_CACHE_HOME sets it")
     if token and "://" not in token:
         run_on_first(lambda: (Path(folder or "") / token).unlink(missing_ok=True))
 
