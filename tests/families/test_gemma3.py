@@ -82,6 +82,7 @@ def test_the_released_config_is_the_preset():
     merged["text_config"] = text | FAMILIES[GEMMA].to_hf(config)["text_config"]
     again = transformers.CONFIG_MAPPING[GEMMA].from_dict(copy.deepcopy(merged)).to_dict()
     assert FAMILIES[GEMMA].from_hf(again, merged, tied=True) == config
+    assert merged["text_config"].keys() <= text.keys() | transformers.Gemma3TextConfig().to_dict().keys()
 
 
 def test_kept_layers_stay_local_or_global(case):

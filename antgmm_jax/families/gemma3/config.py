@@ -102,10 +102,11 @@ def to_hf(config: Gemma3Config) -> dict[str, Any]:
 def _text_config(language: LanguageConfig) -> dict[str, Any]:
     text, fields = language.decoder, text_fields(language)
     scaling = {"rope_type": "default"} if text.rope_factor == 1 else {"rope_type": "linear", "factor": text.rope_factor}
+    activation = fields.pop("hidden_act")  # the name of others
     return {
         **fields,
         "model_type": "gemma3_text",
-        "hidden_activation": fields.pop("hidden_act"),
+        "hidden_activation": activation,
         "query_pre_attn_scalar": text.scale_width,
         "sliding_window": text.window,
         "layer_types": ["sliding_attention" if local else "full_attention" for local in text.is_local],

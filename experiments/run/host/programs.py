@@ -19,10 +19,11 @@ def share_programs() -> None:
     Only the first process writes programs. When GPUs are used, XLA divides the measurements of a compilation over all
     processes: those that compile would wait up to 24 hours for one that has read the program. All must call it.
     """
-    folder = jax.config.jax_compilation_cache_dir if jax.config.jax_enable_compilation_cache else None
+    settings = jax.config.values
+    folder = (settings["jax_enable_compilation_cache"] and settings["jax_compilation_cache_dir"]) or ""
     jax.config.update("jax_enable_compilation_cache", False)  # of the programs that compare the folders, too
-    token = text_from_first(lambda: _written(folder or ""))
-    sees = token == folder if "://" in token else bool(token and folder) and (Path(folder or "") / token).is_file()
+    token = text_from_first(lambda: _written(folder))
+    sees = token == folder if "://" in token else bool(token and folder) and (Path(folder) / token).is_file()
     shared = bool(multihost_utils.process_allgather(np.array(sees)).all())
     if shared:
         jax.config.update("jax_enable_compilation_cache", True)
@@ -30,7 +31,7 @@ def share_programs() -> None:
     elif token:
         say(f"note: not all processes see {folder}: programs are compiled at each start; XDG_CACHE_HOME sets it")
     if token and "://" not in token:
-        run_on_first(lambda: (Path(folder or "") / token).unlink(missing_ok=True))
+        run_on_first(lambda: (Path(folder) / token).unlink(missing_ok=True))
 
 
 def _written(folder: str) -> str:
